@@ -1,0 +1,19 @@
+"""The ordered registry of strategies: one file each, one line here.
+
+Planner, tests, `nhwconv compare` and the benchmarks all loop over `REGISTRY`; the first that supports a problem
+and may be chosen by itself (`AUTO`) wins.
+"""
+
+from __future__ import annotations
+
+from .base import Strategy
+from .im2col import Im2col
+from .loop import Loop
+from .tensordot import Tensordot
+
+__all__ = ["AUTO", "REGISTRY", "Strategy"]
+
+REGISTRY: dict[str, Strategy] = {s.name: s for s in (Loop(), Im2col(), Tensordot())}
+
+#: What "auto" chooses from: strategies whose bits depend on nothing but the problem and the CPU model.
+AUTO: tuple[str, ...] = ("loop",)

@@ -1,0 +1,5 @@
+"""Placeholder."""
+from .tensordot import Tensordot
+class Im2col(Tensordot):
+    """Placeholder."""
+    name = "im2col"

@@ -1,0 +1,5 @@
+"""Placeholder."""
+from .tensordot import Tensordot
+class Loop(Tensordot):
+    """Placeholder."""
+    name = "loop"

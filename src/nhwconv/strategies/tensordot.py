@@ -1,0 +1,79 @@
+"""The article's own form: one `numpy.tensordot` for each kernel position. The reference; short, not fast.
+
+With stride ``s`` and dilation ``l`` the window of x that kernel position ``(h, v)`` meets is
+``x[:, h*l : h*l + (oh-1)*s + 1 : s, ...]``. The article has ``s = l = 1``, where that is ``x[:, h : h+oh, v : v+ow, :]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..problem import ConvProblem, Pass
+from .base import Array
+
+__all__ = ["Tensordot"]
+
+
+class Tensordot:
+    """NumPy's tensordot over kernel positions, as the article derives the gradients."""
+
+    name = "tensordot"
+    summary = "NumPy's tensordot over kernel positions, as in the article"
+
+    def supports(self, problem: ConvProblem, pass_: Pass) -> str | None:
+        """Every problem."""
+        return None
+
+    def workspace(self, problem: ConvProblem, pass_: Pass) -> int:
+        """Padded x, and the copies of a window and of dy that tensordot makes for BLAS."""
+        p = problem
+        padded = p.n * (p.h + sum(p.padding[0])) * (p.w + sum(p.padding[1])) * p.c
+        return (padded + p.n * p.oh * p.ow * (p.cg + 2 * p.dg)) * p.dtype.itemsize
+
+    def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
+        """``y = sum over (h, v) of x_window(h, v) . w[:, h, v, :]``."""
+        y[...] = 0 if b is None else b
+        padded = _pad(problem, x)
+        for g, h, v, window in _windows(problem):
+            y[..., g.d] += np.tensordot(padded[window], w[g.d, h, v, :], ([3], [1]))
+
+    def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+        """``dw[:, h, v, :] = tensordot(dy, x_window(h, v), ([0, 1, 2], [0, 1, 2]))``: the article's last step."""
+        if not accumulate:
+            dw[...] = 0
+        padded = _pad(problem, x)
+        for g, h, v, window in _windows(problem):
+            dw[g.d, h, v, :] += np.tensordot(dy[..., g.d], padded[window], ([0, 1, 2], [0, 1, 2]))
+
+    def input_grad(self, problem: ConvProblem, dy: Array, w: Array, dx: Array) -> None:
+        """Each window of dx receives ``dy . w[:, h, v, :]``: the forward pass read backwards."""
+        (top, _), (left, _) = problem.padding
+        padded = _pad(problem, np.zeros_like(dx))
+        for g, h, v, window in _windows(problem):
+            padded[window] += np.tensordot(dy[..., g.d], w[g.d, h, v, :], ([3], [0]))
+        dx[...] = padded[:, top : top + problem.h, left : left + problem.w, :]
+
+
+class _Group:
+    """The channels of one group, in x and in y."""
+
+    def __init__(self, problem: ConvProblem, g: int) -> None:
+        self.c = slice(g * problem.cg, (g + 1) * problem.cg)
+        self.d = slice(g * problem.dg, (g + 1) * problem.dg)
+
+
+def _pad(problem: ConvProblem, x: Array) -> Array:
+    return np.pad(x, ((0, 0), *problem.padding, (0, 0)))
+
+
+def _windows(problem: ConvProblem) -> Iterator[tuple[_Group, int, int, tuple[slice, ...]]]:
+    """For each group and kernel position: the window of the padded x that meets the output there."""
+    (sh, sw), (lh, lw) = problem.stride, problem.dilation
+    for g in (_Group(problem, g) for g in range(problem.groups)):
+        for h in range(problem.kh):
+            for v in range(problem.kw):
+                rows = slice(h * lh, h * lh + (problem.oh - 1) * sh + 1, sh)
+                columns = slice(v * lw, v * lw + (problem.ow - 1) * sw + 1, sw)
+                yield g, h, v, (slice(None), rows, columns, g.c)
