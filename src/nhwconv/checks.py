@@ -48,7 +48,7 @@ def fail(function: str, message: str, error: type[Exception] = ValueError) -> No
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.kind == "f" and dtype.itemsize <= 8 or dtype.name == "bfloat16"
+    return (dtype.kind == "f" and dtype.itemsize <= 8) or dtype.name == "bfloat16"
 
 
 def as_input(function: str, name: str, value: Any) -> Array:
@@ -169,7 +169,11 @@ def _padding(function: str, value: Any) -> Padding | str:
         if value == "valid":
             return (0, 0), (0, 0)
         fail(function, f'padding is {value!r}, expected "valid", "same", an int, a pair or a pair of pairs')
-    if isinstance(value, (tuple, list)) and len(value) == 2 and any(isinstance(v, (tuple, list)) for v in value):
+    if (
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and any(isinstance(v, (tuple, list)) for v in value)
+    ):
         if not all(isinstance(v, (tuple, list)) and len(v) == 2 for v in value):
             fail(function, f"padding is {value!r}, expected ((top, bottom), (left, right))")
         return pair(function, "padding", value[0], 0), pair(function, "padding", value[1], 0)
@@ -191,7 +195,9 @@ class geometry:  # noqa: N801 - a plain record, used once a call
     def pads(self, size: tuple[int, int], kernel: tuple[int, int]) -> Padding:
         """Return the padding in numbers for an input of this size."""
         if isinstance(self.padding, str):
-            rows, columns = (same_padding(*v) for v in zip(size, kernel, self.stride, self.dilation, strict=True))
+            rows, columns = (
+                same_padding(*v) for v in zip(size, kernel, self.stride, self.dilation, strict=True)
+            )
             return rows, columns
         return self.padding
 
@@ -203,7 +209,9 @@ Shape = tuple[int, ...]
 _NO_CHANNELS = ". A batch without a channel axis, (N, H, W), is not a form: pass x[..., None]"
 
 
-def _ranks(function: str, names: tuple[str, str], shapes: tuple[Shape, Shape], forms: dict[tuple[int, int], str]) -> None:
+def _ranks(
+    function: str, names: tuple[str, str], shapes: tuple[Shape, Shape], forms: dict[tuple[int, int], str]
+) -> None:
     """Check that two arrays' ranks are one of the article's forms."""
     ranks = len(shapes[0]), len(shapes[1])
     if ranks in forms:
@@ -212,7 +220,10 @@ def _ranks(function: str, names: tuple[str, str], shapes: tuple[Shape, Shape], f
     hint = ""
     if ranks[0] == 3 and ranks[1] in (2, 3) and names[0] == "x":
         hint = _NO_CHANNELS
-    fail(function, f"{names[0]} of shape {shapes[0]} and {names[1]} of shape {shapes[1]} do not go together; expected {accepted}{hint}")
+    fail(
+        function,
+        f"{names[0]} of shape {shapes[0]} and {names[1]} of shape {shapes[1]} do not go together; expected {accepted}{hint}",
+    )
 
 
 _FORWARD_FORMS = {
@@ -251,7 +262,14 @@ def _batched_dy(shape: Shape) -> Shape:
 
 
 def _build(
-    function: str, x: Shape, kernel: tuple[int, int], d: int, cg: int | None, form: geometry, dtype: np.dtype[Any], whose: str = "x"
+    function: str,
+    x: Shape,
+    kernel: tuple[int, int],
+    d: int,
+    cg: int | None,
+    form: geometry,
+    dtype: np.dtype[Any],
+    whose: str = "x",
 ) -> ConvProblem:
     """Check sizes against one another and make the problem. `cg` is what w says, None where w isn't given."""
     n, h, w, c = x
@@ -269,8 +287,13 @@ def _build(
     if d % groups:
         fail(function, f"the convolution has {d} output channels, which {groups} groups do not divide")
     if cg is not None and cg * groups != c:
-        fail(function, f"w has {cg} input channels per group, but {whose} has {c} channels in {groups} group{'s' * (groups > 1)}")
-    problem = ConvProblem(n, h, w, c, d, *kernel, form.stride, form.pads((h, w), kernel), form.dilation, groups, dtype)
+        fail(
+            function,
+            f"w has {cg} input channels per group, but {whose} has {c} channels in {groups} group{'s' * (groups > 1)}",
+        )
+    problem = ConvProblem(
+        n, h, w, c, d, *kernel, form.stride, form.pads((h, w), kernel), form.dilation, groups, dtype
+    )
     for axis, size, out, length in ((0, h, problem.oh, kernel[0]), (1, w, problem.ow, kernel[1])):
         if out < 1:
             before, after = problem.padding[axis]
@@ -294,7 +317,10 @@ def problem_for(function: str, x: Shape, w: Shape, form: geometry, dtype: np.dty
         _no_groups(function, form)
     d, kh, kw, cg = _batched_w(w)
     if len(x) == len(w) == 3 and cg != x[2]:
-        fail(function, f"w of shape {w} has {cg} channels, but x of shape {x} (as H, W, C) has {x[2]}{_NO_CHANNELS}")
+        fail(
+            function,
+            f"w of shape {w} has {cg} channels, but x of shape {x} (as H, W, C) has {x[2]}{_NO_CHANNELS}",
+        )
     return _build(function, _batched_x(x), (kh, kw), d, cg, form, dtype)
 
 
@@ -329,12 +355,21 @@ def kernel_sizes(
     (top, bottom), (left, right) = form.padding
     size = x[1] + top + bottom - dy[1] + 1, x[2] + left + right - dy[2] + 1
     if min(size) < 1:
-        fail(function, f"dy of shape {dy} (as N, OH, OW, D) is larger than x of shape {x} (as N, H, W, C) allows")
+        fail(
+            function,
+            f"dy of shape {dy} (as N, OH, OW, D) is larger than x of shape {x} (as N, H, W, C) allows",
+        )
     return size
 
 
 def weight_grad_problem(
-    function: str, x: Shape, dy: Shape, kernel_size: Any, out: Shape | None, form: geometry, dtype: np.dtype[Any]
+    function: str,
+    x: Shape,
+    dy: Shape,
+    kernel_size: Any,
+    out: Shape | None,
+    form: geometry,
+    dtype: np.dtype[Any],
 ) -> tuple[ConvProblem, Shape]:
     """Return the problem of ``x`` and ``dy``, and the shape that dw has in their form."""
     _ranks(function, ("x", "dy"), (x, dy), _WEIGHT_GRAD_FORMS)
@@ -363,13 +398,17 @@ def input_grad_problem(
         h, width = pair(function, "input_size", input_size, 1)
     else:
         h, width = _smallest_input(function, (oh, ow), (kh, kw), form)
-    problem = _build(function, (n, h, width, cg * form.groups), (kh, kw), d, cg, form, dtype, whose="the input")
+    problem = _build(
+        function, (n, h, width, cg * form.groups), (kh, kw), d, cg, form, dtype, whose="the input"
+    )
     _check_dy(function, (n, oh, ow, d), problem)
     shape = problem.x_shape
     return problem, shape if len(dy) == 4 else shape[1:] if len(w) > 2 else shape[1:3]
 
 
-def _smallest_input(function: str, out: tuple[int, int], kernel: tuple[int, int], form: geometry) -> tuple[int, int]:
+def _smallest_input(
+    function: str, out: tuple[int, int], kernel: tuple[int, int], form: geometry
+) -> tuple[int, int]:
     if isinstance(form.padding, str):
         size = tuple((o - 1) * s + 1 for o, s in zip(out, form.stride, strict=True))
     else:
@@ -378,7 +417,10 @@ def _smallest_input(function: str, out: tuple[int, int], kernel: tuple[int, int]
             for o, k, s, d, p in zip(out, kernel, form.stride, form.dilation, form.padding, strict=True)
         )
     if min(size) < 1:
-        fail(function, f"dy of {out[0]}x{out[1]} implies an input of {size[0]}x{size[1]}, expected at least 1x1")
+        fail(
+            function,
+            f"dy of {out[0]}x{out[1]} implies an input of {size[0]}x{size[1]}, expected at least 1x1",
+        )
     return size[0], size[1]
 
 
@@ -407,5 +449,3 @@ def output_shape(problem: ConvProblem, x_rank: int, w_rank: int) -> Shape:
     """Return the shape of y in the form that x and w have."""
     shape = problem.y_shape
     return shape if x_rank == 4 else shape[1:] if w_rank == 4 else shape[1:3]
-
-

@@ -373,7 +373,11 @@ def conv2d_backward(
     arguments = (me, x.shape, w.shape, dtype, stride, padding, dilation, groups)
     # Both plans are made, or refused, before anything is written.
     dw_plan = _cached(_forward_plan, *arguments, strategy=strategy, pass_="weight_grad")
-    dx_plan = _cached(_forward_plan, *arguments, strategy=strategy, pass_="input_grad") if "dx" in needs else dw_plan
+    dx_plan = (
+        _cached(_forward_plan, *arguments, strategy=strategy, pass_="input_grad")
+        if "dx" in needs
+        else dw_plan
+    )
     checks.check_dy(me, dy.shape, dw_plan.problem, x.ndim, w.ndim)
     inputs = {"x": x, "w": w, "dy": dy}
     shapes = {"dx": x.shape, "dw": w.shape, "db": (w.shape[0],) if w.ndim == 4 else ()}
@@ -438,7 +442,9 @@ def plan(
         checks.fail(me, f"pass_ is {pass_!r}, expected one of {', '.join(PASSES)}")
     dtype = checks.as_input(me, "dtype", np.empty(0, dtype)).dtype.newbyteorder("=")
     shapes = checks.as_shape(me, "x_shape", x_shape), checks.as_shape(me, "w_shape", w_shape)
-    return _cached(_forward_plan, me, *shapes, dtype, stride, padding, dilation, groups, strategy=strategy, pass_=pass_)
+    return _cached(
+        _forward_plan, me, *shapes, dtype, stride, padding, dilation, groups, strategy=strategy, pass_=pass_
+    )
 
 
 def strategies() -> tuple[str, ...]:
@@ -454,7 +460,10 @@ def strategies() -> tuple[str, ...]:
 
 
 def warmup(
-    passes: Iterable[str] = PASSES, dtypes: Iterable[npt.DTypeLike] = (np.float32,), *, strategy: Strategy = "auto"
+    passes: Iterable[str] = PASSES,
+    dtypes: Iterable[npt.DTypeLike] = (np.float32,),
+    *,
+    strategy: Strategy = "auto",
 ) -> None:
     """Compile, or load from the cache, what these passes need, so that no later call pays for it.
 

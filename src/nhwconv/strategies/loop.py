@@ -1,5 +1,9 @@
 """Placeholder."""
+
 from .tensordot import Tensordot
+
+
 class Loop(Tensordot):
     """Placeholder."""
+
     name = "loop"
