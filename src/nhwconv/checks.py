@@ -123,7 +123,7 @@ def as_out(
 
 def _overlap(a: Array, b: Array) -> bool:
     try:
-        return np.shares_memory(a, b, max_work=1000)
+        return np.shares_memory(a, b, max_work=1000)  # type: ignore[arg-type]  # NumPy's stub is too narrow
     except np.exceptions.TooHardError:
         return True
 
@@ -169,11 +169,7 @@ def _padding(function: str, value: Any) -> Padding | str:
         if value == "valid":
             return (0, 0), (0, 0)
         fail(function, f'padding is {value!r}, expected "valid", "same", an int, a pair or a pair of pairs')
-    if (
-        isinstance(value, (tuple, list))
-        and len(value) == 2
-        and any(isinstance(v, (tuple, list)) for v in value)
-    ):
+    if isinstance(value, (tuple, list)) and len(value) == 2 and any(isinstance(v, (tuple, list)) for v in value):
         if not all(isinstance(v, (tuple, list)) and len(v) == 2 for v in value):
             fail(function, f"padding is {value!r}, expected ((top, bottom), (left, right))")
         return pair(function, "padding", value[0], 0), pair(function, "padding", value[1], 0)
@@ -195,9 +191,7 @@ class geometry:  # noqa: N801 - a plain record, used once a call
     def pads(self, size: tuple[int, int], kernel: tuple[int, int]) -> Padding:
         """Return the padding in numbers for an input of this size."""
         if isinstance(self.padding, str):
-            rows, columns = (
-                same_padding(*v) for v in zip(size, kernel, self.stride, self.dilation, strict=True)
-            )
+            rows, columns = (same_padding(*v) for v in zip(size, kernel, self.stride, self.dilation, strict=True))
             return rows, columns
         return self.padding
 
@@ -291,9 +285,7 @@ def _build(
             function,
             f"w has {cg} input channels per group, but {whose} has {c} channels in {groups} group{'s' * (groups > 1)}",
         )
-    problem = ConvProblem(
-        n, h, w, c, d, *kernel, form.stride, form.pads((h, w), kernel), form.dilation, groups, dtype
-    )
+    problem = ConvProblem(n, h, w, c, d, *kernel, form.stride, form.pads((h, w), kernel), form.dilation, groups, dtype)
     for axis, size, out, length in ((0, h, problem.oh, kernel[0]), (1, w, problem.ow, kernel[1])):
         if out < 1:
             before, after = problem.padding[axis]
@@ -398,17 +390,13 @@ def input_grad_problem(
         h, width = pair(function, "input_size", input_size, 1)
     else:
         h, width = _smallest_input(function, (oh, ow), (kh, kw), form)
-    problem = _build(
-        function, (n, h, width, cg * form.groups), (kh, kw), d, cg, form, dtype, whose="the input"
-    )
+    problem = _build(function, (n, h, width, cg * form.groups), (kh, kw), d, cg, form, dtype, whose="the input")
     _check_dy(function, (n, oh, ow, d), problem)
     shape = problem.x_shape
     return problem, shape if len(dy) == 4 else shape[1:] if len(w) > 2 else shape[1:3]
 
 
-def _smallest_input(
-    function: str, out: tuple[int, int], kernel: tuple[int, int], form: geometry
-) -> tuple[int, int]:
+def _smallest_input(function: str, out: tuple[int, int], kernel: tuple[int, int], form: geometry) -> tuple[int, int]:
     if isinstance(form.padding, str):
         size = tuple((o - 1) * s + 1 for o, s in zip(out, form.stride, strict=True))
     else:

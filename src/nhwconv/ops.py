@@ -121,9 +121,7 @@ def conv2d(
     b = None if b is None else checks.as_bias(me, b, w)
     inputs = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
     dtype = checks.common_dtype(*inputs.values())
-    plan = _cached(
-        _forward_plan, me, x.shape, w.shape, dtype, stride, padding, dilation, groups, strategy=strategy
-    )
+    plan = _cached(_forward_plan, me, x.shape, w.shape, dtype, stride, padding, dilation, groups, strategy=strategy)
     problem = plan.problem
     if b is not None:
         checks.check_bias(me, b, problem, w.ndim)
@@ -373,11 +371,7 @@ def conv2d_backward(
     arguments = (me, x.shape, w.shape, dtype, stride, padding, dilation, groups)
     # Both plans are made, or refused, before anything is written.
     dw_plan = _cached(_forward_plan, *arguments, strategy=strategy, pass_="weight_grad")
-    dx_plan = (
-        _cached(_forward_plan, *arguments, strategy=strategy, pass_="input_grad")
-        if "dx" in needs
-        else dw_plan
-    )
+    dx_plan = _cached(_forward_plan, *arguments, strategy=strategy, pass_="input_grad") if "dx" in needs else dw_plan
     checks.check_dy(me, dy.shape, dw_plan.problem, x.ndim, w.ndim)
     inputs = {"x": x, "w": w, "dy": dy}
     shapes = {"dx": x.shape, "dw": w.shape, "db": (w.shape[0],) if w.ndim == 4 else ()}
@@ -442,9 +436,7 @@ def plan(
         checks.fail(me, f"pass_ is {pass_!r}, expected one of {', '.join(PASSES)}")
     dtype = checks.as_input(me, "dtype", np.empty(0, dtype)).dtype.newbyteorder("=")
     shapes = checks.as_shape(me, "x_shape", x_shape), checks.as_shape(me, "w_shape", w_shape)
-    return _cached(
-        _forward_plan, me, *shapes, dtype, stride, padding, dilation, groups, strategy=strategy, pass_=pass_
-    )
+    return _cached(_forward_plan, me, *shapes, dtype, stride, padding, dilation, groups, strategy=strategy, pass_=pass_)
 
 
 def strategies() -> tuple[str, ...]:

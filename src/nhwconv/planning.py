@@ -76,11 +76,7 @@ def make_plan(function: str, problem: ConvProblem, pass_: Pass, strategy: object
             continue
         refusal = candidate.supports(problem, pass_)
         if refusal is None:
-            reason = (
-                "it was asked for"
-                if len(allowed) == 1 and strategy != "auto"
-                else "the first that supports it"
-            )
+            reason = "it was asked for" if len(allowed) == 1 and strategy != "auto" else "the first that supports it"
             return Plan(pass_, problem, name, reason, candidate.workspace(problem, pass_))
         refusals.append(f"{name}: {refusal}")
     fail(function, f"no allowed strategy can do the {pass_} of {problem} ({'; '.join(refusals)})")

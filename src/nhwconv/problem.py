@@ -108,7 +108,10 @@ class ConvProblem:
     def __str__(self) -> str:
         (top, bottom), (left, right) = self.padding
         pad = f"{top}" if top == bottom == left == right else f"(({top}, {bottom}), ({left}, {right}))"
-        pair = lambda p: f"{p[0]}" if p[0] == p[1] else f"{p[0]}x{p[1]}"  # noqa: E731
+
+        def pair(p: tuple[int, int]) -> str:
+            return f"{p[0]}" if p[0] == p[1] else f"{p[0]}x{p[1]}"
+
         parts = [f"x {self.n}x{self.h}x{self.w}x{self.c}", f"w {self.d}x{self.kh}x{self.kw}x{self.cg}"]
         parts += [f"stride {pair(self.stride)}"] if self.stride != (1, 1) else []
         parts += [f"padding {pad}"] if pad != "0" else []
@@ -124,9 +127,9 @@ class ConvProblem:
         """
         image = self.h * self.w * self.c + self.oh * self.ow * self.d
         images = max(1, limit // image)
-        rows, low, high, strip = self.oh, *self._rows_of_y_that_see_x(), self._y_strip
-        if pass_ == "input_grad":
-            rows, low, high, strip = self.h, 0, self.h, self._x_strip
+        of_x = pass_ == "input_grad"
+        strip = self._x_strip if of_x else self._y_strip
+        rows, (low, high) = (self.h, (0, self.h)) if of_x else (self.oh, self._rows_of_y_that_see_x())
         step = rows if images > 1 else max(1, min(rows, rows * limit // image))
         cuts = [0, *(r for r in range(step, rows, step) if low < r <= high), rows]
         for n0 in range(0, self.n, images):
@@ -155,9 +158,7 @@ class ConvProblem:
         after = max(0, (o1 - o0 - 1) * stride + reach + 1 - before - (i1 - i0))
         return self._strip((n0, n1), (i0, i1), (o0, o1), (before, after))
 
-    def _strip(
-        self, n: tuple[int, int], i: tuple[int, int], o: tuple[int, int], rows: tuple[int, int]
-    ) -> Strip:
+    def _strip(self, n: tuple[int, int], i: tuple[int, int], o: tuple[int, int], rows: tuple[int, int]) -> Strip:
         problem = replace(self, n=n[1] - n[0], h=i[1] - i[0], padding=(rows, self.padding[1]))
         return Strip(problem, (slice(*n), slice(*i)), (slice(*n), slice(*o)))
 
