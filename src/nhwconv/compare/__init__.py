@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: compare strategies on real layers, tell about this machine. Needs the extra ``compare``."""

@@ -1,0 +1,185 @@
+"""The commands: compare, info, clear-cache.
+
+What the user typed is checked before anything runs; what is wrong with it is one line on standard error and exit
+code 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .. import _version
+from ..kernels.jit import cache_folder, clear_cache
+from ..names import known
+from ..problem import PASSES, Pass
+from ..strategies import REGISTRY
+from ..workloads import WORKLOADS, Layer, parse_layer, workload
+from . import report
+from .info import cache_size, facts
+from .measure import Comparison, Row
+from .table import table
+
+__all__ = ["app"]
+
+#: What the arrays may be. (bfloat16 needs another package.)
+DTYPES = ("float32", "float64", "float16")
+
+#: Exit codes: what the user asked for makes no sense; the user pressed Ctrl-C (128 + SIGINT, as shells have it).
+BAD_INPUT, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    help="Batched NHWC convolution and every one of its gradients: compare strategies, look at this machine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def _stop(message: object, code: int = BAD_INPUT) -> NoReturn:
+    typer.echo(f"nhwconv: {message}", err=True)
+    raise typer.Exit(code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nhwconv {_version.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Batched NHWC convolution and every one of its gradients: compare strategies, look at this machine."""
+
+
+@app.command()
+def compare(
+    workloads: Annotated[
+        list[str] | None,
+        typer.Option("--workload", metavar="NAME", help=f"A network's layers; repeatable: {', '.join(WORKLOADS)}."),
+    ] = None,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            metavar="NOTATION",
+            help="A layer by its numbers, such as n8h56w56c64d64k3s1p1; repeatable. n images, h rows, w columns, "
+            "c channels, d output channels, k kernel; optional: s stride, p padding, l dilation, g groups. "
+            "k3x5 is a pair.",
+        ),
+    ] = None,
+    only: Annotated[str, typer.Option(metavar="SUBSTRING", help="Only the layers that have this in their names.")] = "",
+    passes: Annotated[
+        list[str] | None,
+        typer.Option("--pass", metavar="PASS", help=f"A pass; repeatable: {', '.join(PASSES)}. All by default."),
+    ] = None,
+    strategies: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help=f"Strategies: {', '.join(REGISTRY)}. All by default.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help=f"{', '.join(DTYPES)}.")] = "float32",
+    seconds: Annotated[float, typer.Option(help="How long to time each strategy on each layer.")] = 0.3,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows to a JSON file as well.")] = None,
+) -> None:
+    """Time strategies on layers of real networks, and check each against float64.
+
+    A time is the 20th percentile of the calls, the spread what the 80th lies above it; rounds alternate.
+
+    Ctrl-C keeps what has been measured. Without --workload and --layer, the layers are LeNet-5's.
+    """
+    try:
+        chosen_layers = _layers(workloads or [], layers or [], only)
+        chosen_passes: list[Pass] = [p for p in PASSES if p in _names("pass", passes or PASSES, PASSES)]
+        names = _names("strategy", REGISTRY if strategies is None else strategies.split(","), REGISTRY)
+        numpy_dtype = np.dtype(known("dtype", dtype, DTYPES))
+        if not (math.isfinite(seconds) and seconds > 0):
+            raise ValueError(f"--seconds is {seconds}, expected more than 0")
+        place = None if json is None else report.check_place(json)
+    except ValueError as error:
+        _stop(error)
+    except OSError as error:
+        _stop(f"--json {json}: {error.strerror or error}")
+    comparisons = [Comparison(layer, p, names, numpy_dtype) for layer in chosen_layers for p in chosen_passes]
+    rows, finished = _run(comparisons, seconds)
+    if place is not None:
+        report.write_json(place, rows)
+    if not finished:
+        _stop("stopped: what is above was measured before", INTERRUPTED)
+
+
+def _layers(workloads: list[str], notations: list[str], only: str) -> list[Layer]:
+    if not workloads and not notations:
+        workloads = ["lenet5"]
+    found = [layer for name in workloads for layer in workload(name)] + [parse_layer(text) for text in notations]
+    kept = [layer for layer in dict.fromkeys(found) if only in layer.name]
+    if not kept:
+        raise ValueError(
+            f'no layer has "{only}" in its name, expected one of {", ".join(layer.name for layer in found)}'
+        )
+    return kept
+
+
+def _names(kind: str, names: Iterable[str], among: Iterable[str]) -> tuple[str, ...]:
+    """Return the names, each once, if they are known."""
+    among = tuple(among)
+    return tuple(dict.fromkeys(known(kind, name.strip(), among) for name in names))
+
+
+def _run(comparisons: list[Comparison], seconds: float) -> tuple[list[Row], bool]:
+    """Measure and print one table after another; return all rows, and False where Ctrl-C cut it short."""
+    console = Console(highlight=False)
+    progress = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+    begun: list[Comparison] = []
+    finished = False
+    with progress:
+        task = progress.add_task("", total=sum(comparison.step_count for comparison in comparisons))
+        try:
+            for comparison in comparisons:
+                begun.append(comparison)
+                for step in comparison.steps(seconds):
+                    what = f"{comparison.layer.name} {comparison.pass_} {step}"
+                    progress.update(task, advance=1, description=what)
+                console.print(table(comparison))
+            finished = True
+        except KeyboardInterrupt:
+            if begun and begun[-1].rows():
+                console.print(table(begun[-1]))
+        except MemoryError:
+            _stop(f"layer {begun[-1].layer.name} does not fit into memory")
+    return [row for comparison in begun for row in comparison.rows()], finished
+
+
+@app.command()
+def info() -> None:
+    """Print what nhwconv finds here: CPU, threads, versions, folders."""
+    for name, value in facts():
+        typer.echo(f"{name:<14}{value}")
+
+
+@app.command("clear-cache")
+def clear() -> None:
+    """Delete the compiled kernels; the next call of each compiles it anew."""
+    kernels, megabytes = cache_size()
+    clear_cache()
+    left, _ = cache_size()
+    if left:
+        _stop(f"{left} of {kernels} kernels could not be deleted from {cache_folder()}", 1)
+    typer.echo(f"deleted {kernels} kernels ({megabytes:.1f} MB) from {cache_folder()}")

@@ -1,0 +1,1 @@
+"""What Numba compiles: arrays, ints and a scratch buffer go in, and nothing is allocated."""

@@ -1,0 +1,125 @@
+"""The correlation of images with packed weights: the forward pass, and the input gradient phase by phase.
+
+    y[n, p, q, j] = sum over r < R, s < Q, k < cg of
+                    x[n, p*stride - top + r*dilation, q*stride - left + s*dilation, k] * packed[r, s, k, j]  (+ bias[j])
+
+for the channels of each group; pixels outside x are zero. y is written through strides, so that a phase of the input
+gradient writes every stride-th pixel. `top` and `left` may be negative.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from numba import prange
+
+from .geometry import Fields
+from .jit import Kernel, device, kernel
+from .simd import copy, fetch_add, fill_zero
+from .tile import tile_product
+
+__all__ = ["CORRELATE", "correlate"]
+
+CORRELATE = Fields(
+    # sizes: images, groups, x, channels of a group in x and in y
+    "n groups h w c cg dg "
+    # taps, and how x is read
+    "R Q stride_h stride_w dilation_h dilation_w top left "
+    # the grid of outputs, and where they lie in y, in elements
+    "p q y_0 y_n y_p y_q "
+    # one task: block_p rows of outputs, block_q of a row, block_d channels; `gather` copies its part of x to scratch
+    "block_p block_q block_d gather scratch tasks add_bias"
+)
+
+
+@device
+def _blocks(size, block):
+    return (size + block - 1) // block
+
+
+@device
+def _gather_row(g, x, x_row, first, count, scratch, target):
+    """Copy columns ``first : first + count`` of a row of x, one group's channels, zeros where they are outside."""
+    before = min(max(-first, 0), count)
+    inside = max(min(g.w - first, count) - before, 0)
+    after = count - before - inside
+    fill_zero(scratch, target, before * g.cg)
+    target += before * g.cg
+    source = x_row + (first + before) * g.c
+    if g.cg == g.c:
+        copy(scratch, target, x, source, inside * g.cg)
+    else:
+        for i in range(inside):
+            for k in range(g.cg):
+                scratch[target + i * g.cg + k] = x[source + i * g.c + k]
+    fill_zero(scratch, target + inside * g.cg, after * g.cg)
+
+
+@device
+def _gather(g, x, n, group, row, rows, column, columns, scratch, s_0):
+    """Copy the part of x that one task reads to its scratch, borders and all: ``(rows, columns, cg)``."""
+    pitch = columns * g.cg
+    for i in range(rows):
+        target = s_0 + i * pitch
+        if 0 <= row + i < g.h:
+            _gather_row(g, x, ((n * g.h + row + i) * g.w) * g.c + group * g.cg, column, columns, scratch, target)
+        else:
+            fill_zero(scratch, target, pitch)
+
+
+@cache
+def correlate(MR: int, NR: int, LANES: int) -> Kernel:
+    """Make the kernel for one register tile."""
+    WIDTH = NR * LANES
+
+    def correlate(x, packed, bias, y, scratch, queue, workers, geometry):
+        for worker in prange(workers):
+            g = geometry[0]
+            blocks_p, blocks_q = _blocks(g.p, g.block_p), _blocks(g.q, g.block_q)
+            depth = g.R * g.Q * g.cg
+            padded = (g.dg + LANES - 1) // LANES * LANES
+            # A row of taps is one run where pixels are contiguous, otherwise a run for each tap.
+            merged = g.dilation_w == 1 and (g.gather or g.groups == 1)
+            Q, K = (1, g.Q * g.cg) if merged else (g.Q, g.cg)
+            s_0 = worker * g.scratch
+            while True:
+                task = fetch_add(queue)
+                if task >= g.tasks:
+                    break
+                # the task: outputs p_0:p_1 x q_0:q_1, channels d_0:d_1 of a group, of image n
+                q_0, rest = task % blocks_q * g.block_q, task // blocks_q
+                p_0, rest = rest % blocks_p * g.block_p, rest // blocks_p
+                n, rest = rest % g.n, rest // g.n
+                d_0, group = rest % _blocks(g.dg, g.block_d) * g.block_d, rest // _blocks(g.dg, g.block_d)
+                p_1, q_1 = min(p_0 + g.block_p, g.p), min(q_0 + g.block_q, g.q)
+                d_1 = min(d_0 + g.block_d, g.dg)
+                row, column = p_0 * g.stride_h - g.top, q_0 * g.stride_w - g.left
+                if g.gather:
+                    rows = (p_1 - p_0 - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1
+                    columns = (q_1 - q_0 - 1) * g.stride_w + (g.Q - 1) * g.dilation_w + 1
+                    _gather(g, x, n, group, row, rows, column, columns, scratch, s_0)
+                    a, a_0, pixel, pitch = scratch, s_0, g.cg, columns * g.cg
+                else:
+                    a, a_0 = x, ((n * g.h + row) * g.w + column) * g.c + group * g.cg
+                    pixel, pitch = g.c, g.w * g.c
+                tiles = _blocks(q_1 - q_0, MR)
+                for j in range(d_0, d_1, WIDTH):
+                    width = min(WIDTH, (g.dg - j + LANES - 1) // LANES * LANES)
+                    b_0 = (group * padded + j) * depth
+                    channel = group * g.dg + j
+                    for p in range(p_0, p_1):
+                        a_p = a_0 + (p - p_0) * g.stride_h * pitch
+                        y_p = g.y_0 + n * g.y_n + p * g.y_p + channel
+                        for t in range(tiles):
+                            # Tiles of equal size waste less than full ones and a rest.
+                            m_0, m_1 = t * (q_1 - q_0) // tiles, (t + 1) * (q_1 - q_0) // tiles
+                            tile_product(
+                                MR, NR, 0, m_1 - m_0, min(WIDTH, d_1 - j), g.R, Q, K,
+                                a, a_p + m_0 * g.stride_w * pixel,
+                                g.dilation_h * pitch, g.dilation_w * pixel, g.stride_w * pixel, 1,
+                                packed, b_0, g.Q * g.cg * width, g.cg * width, width,
+                                g.add_bias, bias, channel, 0,
+                                y, y_p + (q_0 + m_0) * g.y_q, g.y_q,
+                            )  # fmt: skip
+
+    return kernel(correlate)

@@ -1,0 +1,195 @@
+"""The one place that sets Numba's options: kernels with a parallel and a serial form, and their cache.
+
+A kernel is one Python body compiled at most twice, each on first use: in parallel, and as its **serial twin**, which
+runs where a parallel launch could not survive or would not pay:
+
+- in a child forked after GNU OpenMP started, which would be killed at its first launch;
+- while another thread is inside a kernel under the workqueue layer, which aborts on concurrent entry;
+- for tiny problems.
+
+Both forms give the same bits: no `fastmath`, multiply-adds fused explicitly, and work cut by the problem alone.
+
+Numba's own file cache is not used (one index file for all kernels of a factory, and a race on it). Here every
+compiled kernel is a file of its own, named by what it depends on, checksummed and replaced atomically.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import numba
+from numba.core.caching import FunctionCache
+from numba.core.dispatcher import Dispatcher
+from numba.core.serialize import dumps
+from numba.misc import appdirs
+from numba.np.ufunc import parallel
+from numba.np.ufunc.parallel import get_num_threads, threading_layer
+
+__all__ = ["Kernel", "cache_folder", "clear_cache", "device", "kernel"]
+
+#: Every kernel is compiled with these. `nogil`: other Python threads run meanwhile.
+OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
+
+# ------------------------------------------------------------------------------------------------- cache
+
+
+@cache
+def _version() -> str:
+    """Return a hash of everything, other than a kernel itself, that its machine code depends on."""
+    digest = hashlib.sha256(repr((sys.version, numba.__version__, llvmlite.__version__)).encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled kernels: below NHWCONV_CACHE_DIR, NUMBA_CACHE_DIR or the user's cache folder."""
+    root = os.environ.get("NHWCONV_CACHE_DIR") or os.environ.get("NUMBA_CACHE_DIR") or appdirs.user_cache_dir()
+    return Path(root) / "nhwconv" / "kernels"
+
+
+def clear_cache() -> None:
+    """Delete all compiled kernels, those of other versions too."""
+    shutil.rmtree(cache_folder(), ignore_errors=True)
+
+
+class _Store:
+    """One file for each compiled kernel. What cannot be read is a miss; what cannot be written is one warning."""
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        self.name, self.options = name, options
+
+    def _path(self, key: object) -> Path:
+        digest = hashlib.sha256(repr((self.name, sorted(self.options.items()), key)).encode()).hexdigest()
+        return cache_folder() / _version() / f"{self.name.split('.')[-1]}-{digest}.bin"
+
+    def load(self, key: object) -> Any:
+        """Return what was saved under `key`, or None."""
+        try:
+            data = self._path(key).read_bytes()
+        except OSError:
+            return None
+        checksum, payload = data[:32], data[32:]
+        return pickle.loads(payload) if hashlib.sha256(payload).digest() == checksum else None
+
+    def save(self, key: object, data: object) -> None:
+        """Keep `data`; readers see all of it or nothing."""
+        path, payload = self._path(key), dumps(data)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(hashlib.sha256(payload).digest() + payload)
+                os.replace(temporary, path)
+            except OSError:
+                os.unlink(temporary)
+                raise
+        except OSError as error:
+            _warn_once(str(error))
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
+@cache
+def _warn_once(error: str) -> None:
+    folder = cache_folder()
+    warnings.warn(
+        f"nhwconv cannot keep compiled kernels in {folder} ({error}), so each process compiles them anew; "
+        "set NHWCONV_CACHE_DIR to a folder that can be written",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+class _KernelCache(FunctionCache):
+    """Numba's function cache over `_Store`."""
+
+    def __init__(self, py_func: Callable[..., Any], options: dict[str, Any]) -> None:
+        super().__init__(py_func)
+        self._cache_path = str(cache_folder())
+        self._impl.locator.ensure_cache_path = lambda: None
+        self._cache_file = _Store(f"{py_func.__module__}.{py_func.__qualname__}", options)
+
+
+def _compiled(py_func: Callable[..., Any], **options: Any) -> Dispatcher:
+    options = {**OPTIONS, **options}
+    dispatcher = numba.njit(**options)(py_func)
+    dispatcher._cache = _KernelCache(py_func, options)
+    return dispatcher
+
+
+def device(py_func: Callable[..., Any]) -> Dispatcher:
+    """Compile a function that kernels call; it is compiled into them, and kept with them."""
+    return numba.njit(**OPTIONS)(py_func)
+
+
+# --------------------------------------------------------------------------------------- threads and forks
+
+
+class _Launcher:
+    """Knows whether a parallel launch is safe now."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()  # held by whoever is inside a workqueue launch
+        self.layer: str | None = None  # unknown until the first launch
+        self.orphaned = False  # forked after OpenMP started
+
+    def start(self) -> str:
+        """Start Numba's threading layer, if it isn't running, and return its name."""
+        if self.layer is None:
+            get_num_threads()
+            self.layer = str(threading_layer())
+        return self.layer
+
+    def after_fork(self) -> None:
+        """In a forked child: renew the lock, and remember whether OpenMP had been used."""
+        self.lock = threading.Lock()
+        # Numba's own state, too: another user of Numba may have started OpenMP.
+        self.orphaned = self.orphaned or (parallel._is_initialized and threading_layer() == "omp")
+
+
+_launcher = _Launcher()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_launcher.after_fork)
+
+
+class Kernel:
+    """A compiled body with a parallel and a serial form; call `run`."""
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        self.py_func = py_func
+        self.parallel = _compiled(py_func, parallel=True)
+        self.serial = _compiled(py_func)
+
+    def __call__(self, *arguments: Any, workers: int) -> None:
+        """Run with `workers` threads: in parallel where that is more than one, and safe."""
+        if workers <= 1 or _launcher.orphaned:
+            self.serial(*arguments)
+        elif _launcher.start() != "workqueue":
+            self.parallel(*arguments)
+        elif _launcher.lock.acquire(blocking=False):
+            try:
+                self.parallel(*arguments)
+            finally:
+                _launcher.lock.release()
+        else:
+            self.serial(*arguments)
+
+
+def kernel(py_func: Callable[..., Any]) -> Kernel:
+    """Make a `Kernel` of a function; nothing is compiled before it is called."""
+    return Kernel(py_func)

@@ -1,0 +1,176 @@
+"""Vector instructions and memory moves for Numba code, written as LLVM IR.
+
+Arrays are flat and C-contiguous, offsets count elements, and **nothing is bounds-checked**: every intrinsic says
+which elements it touches, and its callers keep to that.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .. import machine
+
+__all__ = ["Emitter", "copy", "fetch_add", "fill_zero", "transpose"]
+
+I64 = ir.IntType(64)
+I1 = ir.IntType(1)
+_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
+_SUFFIX = {types.float32: "f32", types.float64: "f64"}
+
+
+def i64(value):
+    """Return an integer constant."""
+    return ir.Constant(I64, value)
+
+
+def pointer(context, builder, array_type, array, offset):
+    """Return the address of element `offset` of an array."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [offset])
+
+
+def index(context, builder, ty, value):
+    """Return an argument as a 64-bit integer; a literal becomes a constant, which the optimiser can fold."""
+    if isinstance(ty, types.IntegerLiteral):
+        return i64(ty.literal_value)
+    return context.cast(builder, value, ty, types.intp)
+
+
+class Emitter:
+    """Emits vector instructions for one scalar type at this machine's width."""
+
+    def __init__(self, builder, dtype):
+        self.builder = builder
+        self.scalar = _SCALARS[dtype]
+        self.itemsize = dtype.bitwidth // 8
+        self.lanes = machine.lanes(self.itemsize)
+        self.vector = ir.VectorType(self.scalar, self.lanes)
+        self.mask_type = ir.VectorType(I1, self.lanes)
+        self.name = f"v{self.lanes}{_SUFFIX[dtype]}"
+        self.zero = ir.Constant(self.vector, None)
+
+    def _call(self, name, result, args):
+        kind = ir.FunctionType(result, [a.type for a in args])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), args)
+
+    def _as_vector(self, address):
+        return self.builder.bitcast(address, self.vector.as_pointer())
+
+    def load(self, address, mask=None):
+        """Load a vector; lanes outside `mask` are zero and not read."""
+        if mask is None:
+            return self.builder.load(self._as_vector(address), align=self.itemsize)
+        args = [self._as_vector(address), ir.Constant(ir.IntType(32), self.itemsize), mask, self.zero]
+        return self._call(f"llvm.masked.load.{self.name}.p0", self.vector, args)
+
+    def store(self, value, address, mask=None):
+        """Store a vector; lanes outside `mask` are not written."""
+        if mask is None:
+            self.builder.store(value, self._as_vector(address), align=self.itemsize)
+            return
+        args = [value, self._as_vector(address), ir.Constant(ir.IntType(32), self.itemsize), mask]
+        self._call(f"llvm.masked.store.{self.name}.p0", ir.VoidType(), args)
+
+    def splat(self, scalar):
+        """Return a vector whose lanes all hold `scalar`."""
+        builder = self.builder
+        kind = ir.VectorType(scalar.type, self.lanes)
+        first = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
+        return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
+
+    def broadcast(self, address):
+        """Load one number into all lanes."""
+        return self.splat(self.builder.load(address))
+
+    def multiply_add(self, a, b, c):
+        """Return ``a * b + c``, fused where the CPU can."""
+        # fmuladd, not fma: without the instruction, fma would become one library call a lane.
+        return self._call(f"llvm.fmuladd.{self.name}", self.vector, [a, b, c])
+
+    def first_lanes(self, count):
+        """Return the mask of lanes below `count`, which may be zero, negative or more than there are."""
+        positions = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", positions, self.splat(count))
+
+    def interleave(self, a, b, upper):
+        """Return ``a[i], b[i], a[i+1], b[i+1], ...`` from the lower or the upper halves."""
+        start = self.lanes // 2 if upper else 0
+        order = [start + i // 2 + (i % 2) * self.lanes for i in range(self.lanes)]
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), order))
+
+
+@intrinsic
+def copy(typingctx, target, t0, source, s0, count):
+    """Copy ``source[s0 : s0 + count]`` to ``target[t0 : t0 + count]``; the two must not overlap."""
+    signature = types.void(target, types.intp, source, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        target, t0, source, s0, count = args
+        to = pointer(context, builder, sig.args[0], target, t0)
+        of = pointer(context, builder, sig.args[2], source, s0)
+        cgutils.raw_memcpy(builder, to, of, count, sig.args[0].dtype.bitwidth // 8, align=1)
+
+    return signature, codegen
+
+
+@intrinsic
+def fill_zero(typingctx, target, t0, count):
+    """Set ``target[t0 : t0 + count]`` to zero."""
+    signature = types.void(target, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        target, t0, count = args
+        to = pointer(context, builder, sig.args[0], target, t0)
+        size = builder.mul(count, i64(sig.args[0].dtype.bitwidth // 8))
+        cgutils.memset(builder, to, size, 0)
+
+    return signature, codegen
+
+
+@intrinsic
+def fetch_add(typingctx, counter):
+    """Add one to ``counter[0]`` atomically and return what it was: the next task of a queue."""
+    signature = types.intp(counter)
+
+    def codegen(context, builder, sig, args):
+        address = pointer(context, builder, sig.args[0], args[0], i64(0))
+        return builder.atomic_rmw("add", address, i64(1), "monotonic")
+
+    return signature, codegen
+
+
+@intrinsic
+def transpose(typingctx, source, s0, s_row, rows, columns, target, t0, t_row):
+    """Write the transpose of a block of up to LANES x LANES numbers.
+
+    Reads ``source[s0 + r*s_row + k]`` for ``r < rows``, ``k < columns``; writes
+    ``target[t0 + k*t_row + r]`` for ``k < columns`` and **all** ``r < LANES``, zeros where ``r >= rows``.
+    """
+    ints = [types.intp] * 4
+    signature = types.void(source, *ints, target, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        source, s0, s_row, rows, columns, target, t0, t_row = args
+        emit = Emitter(builder, sig.args[0].dtype)
+        of = pointer(context, builder, sig.args[0], source, s0)
+        to = pointer(context, builder, sig.args[5], target, t0)
+        n = emit.lanes
+        block = []
+        for r in range(n):
+            valid = builder.select(builder.icmp_signed("<", i64(r), rows), columns, i64(0))
+            address = builder.gep(of, [builder.mul(i64(r), s_row)])
+            block.append(emit.load(address, emit.first_lanes(valid)))
+        # Interleaving row i with row i + n/2 moves one bit of the row number into the lane number; once for
+        # each bit, and rows and lanes have changed places.
+        for _ in range(n.bit_length() - 1):
+            block = [
+                emit.interleave(block[i // 2], block[i // 2 + n // 2], upper=bool(i % 2)) for i in range(n)
+            ]
+        for k in range(n):
+            with builder.if_then(builder.icmp_signed("<", i64(k), columns)):
+                emit.store(block[k], builder.gep(to, [builder.mul(i64(k), t_row)]))
+
+    return signature, codegen

@@ -1,0 +1,178 @@
+"""The micro-kernel: one batch-reduce tile product, the only arithmetic of every dense pass.
+
+    C[m, j] = sum over r < R1, q < R2, k < K of A[r*a_r + q*a_q + m*a_m + k*a_k] * B[r*b_r + q*b_q + k*b_k + j]
+              (+ E[m*e_m + j])                                                  for m < rows, j < columns
+
+It is the 'brgemm' of Georganas et al. (arXiv 1906.06440) with strides on both sides. Its contract:
+
+- ``1 <= rows <= MR`` and ``1 <= columns <= NR * LANES`` are run-time numbers: edge tiles are the kernel's business.
+- It reads exactly the elements of A and E that the sum names, and writes exactly those of C.
+- Of B it reads exactly the columns named where B is "exact"; where B is "padded" it reads whole vectors.
+- The tile stays in registers for the whole sum. E is added at the end, so a sum that continues from block to block
+  is a blocked sum, with a blocked sum's smaller error. Where ``add`` is false E is not read.
+- R1, R2 or K of zero is an empty sum.
+
+MR broadcast rows times NR vectors is the register tile; the code for fewer rows and vectors is emitted beside it and
+chosen once a call.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .. import machine
+from .simd import I1, I64, Emitter, i64, index, pointer
+
+__all__ = ["register_tile", "tile_product"]
+
+
+def register_tile(itemsize: int) -> tuple[int, int]:
+    """Return (MR, NR) for numbers of this size: as many accumulators as the registers hold."""
+    if machine.vector_bytes() == 64:
+        return 14, 2  # 28 accumulators, two vectors of B, one broadcast
+    if machine.registers() == 32:
+        return 8, 3
+    return (6, 2) if machine.has_fma() else (4, 2)
+
+
+#: The integer arguments of the emitted function, in order.
+_INTS = ("rows", "columns", "R1", "R2", "K", "a_r", "a_q", "a_m", "a_k", "b_r", "b_q", "b_k", "e_m", "c_m")
+
+
+@intrinsic(prefer_literal=True)
+def tile_product(
+    typingctx, MR, NR, exact, rows, columns, R1, R2, K,
+    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m,
+):  # fmt: skip
+    """Compute one tile; see the module's first lines. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
+    literal = [v.literal_value for v in (MR, NR, exact)]
+    signature = types.void(
+        MR, NR, exact, rows, columns, R1, R2, K,
+        a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m,
+    )  # fmt: skip
+
+    def codegen(context, builder, sig, args):
+        names = (
+            "MR NR exact rows columns R1 R2 K a a0 a_r a_q a_m a_k b b0 b_r b_q b_k add e e0 e_m c c0 c_m"
+        ).split()
+        kind, value = dict(zip(names, sig.args, strict=True)), dict(zip(names, args, strict=True))
+
+        def number(name):
+            return index(context, builder, kind[name], value[name])
+
+        addresses = [pointer(context, builder, kind[v], value[v], number(f"{v}0")) for v in "abec"]
+        # What is constant at the call is constant in the emitted function: a_k = 1 saves a register.
+        constants = {n: kind[n].literal_value for n in _INTS if isinstance(kind[n], types.IntegerLiteral)}
+        function = _tile_function(builder.module, kind["c"].dtype, *literal, constants)
+        added = context.cast(builder, value["add"], kind["add"], types.boolean)
+        builder.call(function, [*addresses, added, *(number(n) for n in _INTS)])
+
+    return signature, codegen
+
+
+def _tile_function(module, dtype, mr, nr, exact, constants):
+    """Return the LLVM function of one register tile, emitted into `module` on first use."""
+    baked = "_".join(f"{n}{v}" for n, v in constants.items())
+    name = f"nhwconv_tile_{dtype}_{mr}x{nr}_{'exact' if exact else 'padded'}_{baked}"
+    if name in module.globals:
+        return module.globals[name]
+    scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+    kind = ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 4 + [I1] + [I64] * len(_INTS))
+    function = ir.Function(module, kind, name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    a, b, e, c, add, *numbers = function.args
+    value = {n: i64(constants[n]) if n in constants else v for n, v in zip(_INTS, numbers, strict=True)}
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    emit = Emitter(builder, dtype)
+    done = function.append_basic_block("done")
+    vectors = builder.sdiv(builder.add(value["columns"], i64(emit.lanes - 1)), i64(emit.lanes))
+    case = builder.add(builder.mul(builder.sub(vectors, i64(1)), i64(mr)), value["rows"])
+    switch = builder.switch(case, done)
+    for v in range(1, nr + 1):
+        for m in range(1, mr + 1):
+            block = function.append_basic_block(f"tile_{m}x{v}")
+            switch.add_case(i64((v - 1) * mr + m), block)
+            builder.position_at_end(block)
+            _Tile(emit, value, (a, b, e, c, add), m, v, exact).emit()
+            builder.branch(done)
+    builder.position_at_end(done)
+    builder.ret_void()
+    return function
+
+
+class _Tile:
+    """Emits the code of a tile of exactly `m` rows and `v` vectors, of which the last may be partial."""
+
+    def __init__(self, emit, value, pointers, m, v, exact):
+        self.emitter, self.builder, self.value = emit, emit.builder, value
+        self.a, self.b, self.e, self.c, self.add = pointers
+        self.m, self.v, self.exact = m, v, exact
+
+    def emit(self):
+        """Sum in registers, then add E where asked and store."""
+        builder, emit, value = self.builder, self.emitter, self.value
+        tail = builder.sub(value["columns"], i64((self.v - 1) * emit.lanes))
+        self.mask = emit.first_lanes(tail)
+        self.sums = [[cgutils.alloca_once(builder, emit.vector) for _ in range(self.v)] for _ in range(self.m)]
+        for row in self.sums:
+            for s in row:
+                builder.store(emit.zero, s)
+        with cgutils.for_range(builder, value["R1"]) as outer:
+            with cgutils.for_range(builder, value["R2"]) as inner:
+                self._product(self._at("a", outer, inner), self._at("b", outer, inner))
+        with builder.if_then(self.add):
+            self._each(self.e, value["e_m"], self._add_from)
+        self._each(self.c, value["c_m"], self._store_to)
+
+    def _at(self, operand, outer, inner):
+        builder, value = self.builder, self.value
+        offset = builder.add(
+            builder.mul(outer.index, value[f"{operand}_r"]), builder.mul(inner.index, value[f"{operand}_q"])
+        )
+        return builder.gep(getattr(self, operand), [offset])
+
+    def _product(self, a, b):
+        """Add the products of one run of k, from these addresses on."""
+        builder, emit, value = self.builder, self.emitter, self.value
+        # x86 addresses base + {0, 1, 2} * stride: one moving pointer for every three rows keeps all in registers.
+        bases = [cgutils.alloca_once_value(builder, self._row(a, m)) for m in range(0, self.m, 3)]
+        moving = cgutils.alloca_once_value(builder, b)
+        with cgutils.for_range(builder, value["K"]):
+            b = builder.load(moving)
+            columns = [self._load_b(b, j) for j in range(self.v)]
+            for g, base in enumerate(bases):
+                address = builder.load(base)
+                for m in range(3 * g, min(3 * g + 3, self.m)):
+                    broadcast = emit.broadcast(self._row(address, m - 3 * g))
+                    for j in range(self.v):
+                        s = self.sums[m][j]
+                        builder.store(emit.multiply_add(broadcast, columns[j], builder.load(s)), s)
+                builder.store(builder.gep(address, [value["a_k"]]), base)
+            builder.store(builder.gep(b, [value["b_k"]]), moving)
+
+    def _row(self, a, m):
+        return self.builder.gep(a, [self.builder.mul(i64(m), self.value["a_m"])])
+
+    def _load_b(self, b, j):
+        address = self.builder.gep(b, [i64(j * self.emitter.lanes)])
+        partial = self.exact and j == self.v - 1
+        return self.emitter.load(address, self.mask if partial else None)
+
+    def _each(self, base, stride, action):
+        """Do something to each vector of the tile: (its sum, its address, its mask)."""
+        builder = self.builder
+        for m in range(self.m):
+            row = builder.gep(base, [builder.mul(i64(m), stride)])
+            for j in range(self.v):
+                address = builder.gep(row, [i64(j * self.emitter.lanes)])
+                action(self.sums[m][j], address, self.mask if j == self.v - 1 else None)
+
+    def _add_from(self, s, address, mask):
+        builder = self.builder
+        builder.store(builder.fadd(builder.load(s), self.emitter.load(address, mask)), s)
+
+    def _store_to(self, s, address, mask):
+        self.emitter.store(self.builder.load(s), address, mask)

@@ -1,0 +1,67 @@
+"""This CPU, as Numba compiles for it: vector width, registers, fused multiply-add, threads.
+
+Numba's target can differ from the processor (`NUMBA_CPU_NAME`, `NUMBA_CPU_FEATURES`), so the compiler is asked, not
+the operating system: a vector addition is compiled and its assembly shows which registers it uses.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import llvmlite.binding as llvm
+import numba
+from numba.core.registry import cpu_target
+
+__all__ = ["has_fma", "lanes", "registers", "threads", "vector_bytes"]
+
+_PROBE = """
+declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
+define void @probe(ptr %p) {
+  %v = load <16 x float>, ptr %p
+  %r = call <16 x float> @llvm.fma.v16f32(<16 x float> %v, <16 x float> %v, <16 x float> %v)
+  store <16 x float> %r, ptr %p
+  ret void
+}
+"""
+
+
+@cache
+def _assembly() -> str:
+    machine = cpu_target.target_context.codegen()._tm
+    module = llvm.parse_assembly(_PROBE)
+    module.triple = machine.triple
+    return str(machine.emit_assembly(module))
+
+
+def _is_x86() -> bool:
+    return llvm.get_process_triple().startswith(("x86", "i386", "i686", "amd64"))
+
+
+@cache
+def vector_bytes() -> int:
+    """Return the width of a vector register in bytes: 64 (AVX-512), 32 (AVX) or 16 (SSE, NEON)."""
+    if not _is_x86():
+        return 16
+    return 64 if "zmm" in _assembly() else 32 if "ymm" in _assembly() else 16
+
+
+@cache
+def registers() -> int:
+    """Return the number of vector registers: 16 before AVX-512 on x86, otherwise 32."""
+    return 16 if _is_x86() and vector_bytes() < 64 else 32
+
+
+@cache
+def has_fma() -> bool:
+    """Return whether a multiply and an add are one instruction."""
+    return "vfmadd" in _assembly() or "fmla" in _assembly()
+
+
+def lanes(itemsize: int) -> int:
+    """Return how many numbers of this size a vector register holds."""
+    return vector_bytes() // itemsize
+
+
+def threads() -> int:
+    """Return the number of threads that a call uses now: Numba's, which `numba.set_num_threads` sets."""
+    return int(numba.get_num_threads())

@@ -1,0 +1,18 @@
+"""Names that people type: a known one is returned, an unknown one is refused with the nearest that is known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["known"]
+
+
+def known(kind: str, name: str, names: Iterable[str]) -> str:
+    """Return `name` where it is one of `names`, otherwise raise a ValueError that suggests the nearest."""
+    names = tuple(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f'; did you mean "{near[0]}"?' if near else ""
+    raise ValueError(f'there is no {kind} "{name}", expected one of {", ".join(names)}{hint}')
