@@ -18,7 +18,7 @@ from .jit import Kernel, device, kernel
 from .simd import copy, fetch_add, fill_zero
 from .tile import tile_product
 
-__all__ = ["CORRELATE", "correlate"]
+__all__ = ["CORRELATE", "correlate", "gather_block"]
 
 CORRELATE = Fields(
     # sizes: images, groups, x, channels of a group in x and in y
@@ -56,7 +56,7 @@ def _gather_row(g, x, x_row, first, count, scratch, target):
 
 
 @device
-def _gather(g, x, n, group, row, rows, column, columns, scratch, s_0):
+def gather_block(g, x, n, group, row, rows, column, columns, scratch, s_0):
     """Copy the part of x that one task reads to its scratch, borders and all: ``(rows, columns, cg)``."""
     pitch = columns * g.cg
     for i in range(rows):
@@ -97,7 +97,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 if g.gather:
                     rows = (p_1 - p_0 - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1
                     columns = (q_1 - q_0 - 1) * g.stride_w + (g.Q - 1) * g.dilation_w + 1
-                    _gather(g, x, n, group, row, rows, column, columns, scratch, s_0)
+                    gather_block(g, x, n, group, row, rows, column, columns, scratch, s_0)
                     a, a_0, pixel, pitch = scratch, s_0, g.cg, columns * g.cg
                 else:
                     a, a_0 = x, ((n * g.h + row) * g.w + column) * g.c + group * g.cg

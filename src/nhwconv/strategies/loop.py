@@ -20,6 +20,7 @@ from .. import arrays, machine
 from ..kernels.correlate import CORRELATE, correlate
 from ..kernels.packing import PACK, pack_columns, pack_rows, packed_size
 from ..kernels.tile import register_tile
+from ..kernels.weight_grad import SUM_PARTS, WEIGHT_GRAD, sum_parts, weight_grad
 from ..problem import ConvProblem, Pass
 from .base import Array
 
@@ -33,6 +34,12 @@ TASKS = 64
 SERIAL_FLOPS = 500_000
 #: Elements of x that a task keeps in L2 while it walks over the output channels.
 TASK_ELEMENTS = 96 * 1024
+#: weight_grad: pixels of a block, whose x and dy stay in cache, and least pixels of a slice.
+BLOCK_PIXELS = 512
+SLICE_PIXELS = 1024
+#: weight_grad: most slices, and most elements of all their parts.
+MAX_SLICES = 16
+PARTS_LIMIT = 2 * 2**20
 
 
 @lru_cache(maxsize=1024)
@@ -182,6 +189,71 @@ def _input_grad_steps(problem: ConvProblem) -> list[_Step]:
     ]
 
 
+def _parts(product: Array) -> int:
+    """Return the elements of all slices' parts."""
+    return int(product["slices"][0] * product["part"][0])
+
+
+@lru_cache(maxsize=1024)
+def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array | None]:
+    """Describe the product and, where its parts are not dw itself, their sum."""
+    mr, nr, lanes = _tile(problem.dtype.itemsize)
+    rows, columns = _forward_axes(problem)
+    n, h, w, p, q = problem.n, problem.h, problem.w, problem.oh, problem.ow
+    cg, dg, groups = problem.cg, problem.dg, problem.groups
+    depth = problem.kh * problem.kw * cg
+    part = problem.d * depth
+    gather = rows.padded or columns.padded or groups > 1
+    if not gather and problem.kh == problem.kw == 1 and rows.stride == columns.stride == 1:
+        # One matrix product over all pixels, in rows of any length that divides them.
+        pixels = n * p * q
+        q = max(v for v in range(1, BLOCK_PIXELS + 1) if pixels % v == 0)
+        n, h, w, p = 1, pixels // q, q, pixels // q
+    merged = gather or groups == 1
+    run = problem.kw * cg if columns.dilation == 1 and merged else cg
+    swap = _lanes_used(run, nr * lanes, lanes) < _lanes_used(dg, nr * lanes, lanes) and run < nr * lanes
+    block_q = q if q <= BLOCK_PIXELS else _even(q, math.ceil(q / BLOCK_PIXELS))
+    block_p = max(1, BLOCK_PIXELS // block_q)
+    lines = n * p
+    slices = min(max(1, lines * q // SLICE_PIXELS), MAX_SLICES, max(1, PARTS_LIMIT // part), lines)
+    block_r, block_d = problem.kh, dg
+    if slices * groups < TASKS // 2:
+        block_r = _even(problem.kh, math.ceil(TASKS / 2 / (slices * groups)))
+        tasks = slices * groups * math.ceil(problem.kh / block_r)
+        block_d = _even(dg, math.ceil(TASKS / 2 / tasks), nr * lanes if swap else mr)
+    tasks = slices * groups * math.ceil(problem.kh / block_r) * math.ceil(dg / block_d)
+    scratch = 0
+    if gather:
+        scratch = ((block_p - 1) * rows.stride + (block_r - 1) * rows.dilation + 1) * cg
+        scratch *= (block_q - 1) * columns.stride + (problem.kw - 1) * columns.dilation + 1
+    direct = slices == 1 and not swap
+    product = WEIGHT_GRAD.record(
+        {
+            "n": n, "groups": groups, "h": h, "w": w, "c": problem.c, "cg": cg, "dg": dg, "p": p, "q": q,
+            "R": problem.kh, "Q": problem.kw, "stride_h": rows.stride, "stride_w": columns.stride,
+            "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
+            "slices": slices, "block_p": block_p, "block_q": block_q, "block_r": block_r, "block_d": block_d,
+            "gather": gather, "scratch": -(-scratch // 16) * 16, "swap": swap,
+            "accumulate": accumulate and direct, "part": part, "tasks": tasks,
+        }
+    )  # fmt: skip
+    if direct:
+        return product, None
+    total = SUM_PARTS.record(
+        {
+            "slices": slices, "part": part, "groups": groups, "depth": depth, "dg": dg, "swap": swap,
+            "accumulate": accumulate, "tasks": problem.d,
+        }
+    )  # fmt: skip
+    return product, total
+
+
+def _lanes_used(columns: int, width: int, lanes: int) -> float:
+    """Return the part of the vectors' lanes that tiles over so many columns use."""
+    vectors = columns // width * (width // lanes) + -(-(columns % width) // lanes)
+    return columns / (vectors * lanes)
+
+
 def _workers(problem: ConvProblem) -> int:
     return 1 if problem.flops < SERIAL_FLOPS else machine.threads()
 
@@ -204,8 +276,12 @@ class Loop:
     def workspace(self, problem: ConvProblem, pass_: Pass) -> int:
         """Packed weights, and each thread's padded rows."""
         problem = replace(problem, dtype=problem.compute_dtype)
-        if pass_ == "weight_grad" or not problem.n:
+        if not problem.n:
             return 0
+        if pass_ == "weight_grad":
+            product, total = _weight_grad_steps(problem, False)
+            elements = int(product["scratch"][0]) * _workers(problem) + (0 if total is None else _parts(product))
+            return elements * problem.dtype.itemsize
         steps = _forward_steps(problem, True) if pass_ == "forward" else _input_grad_steps(problem)
         elements = max(s.packed + s.scratch * _workers(problem) for s in steps)
         return elements * problem.dtype.itemsize
@@ -233,6 +309,12 @@ class Loop:
 
     def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
         """Multiply dy and x over all pixels."""
-        from .tensordot import Tensordot
-
-        Tensordot().weight_grad(problem, x, dy, dw, accumulate)
+        mr, nr, lanes = _tile(problem.dtype.itemsize)
+        workers = _workers(problem)
+        product, total = _weight_grad_steps(problem, accumulate)
+        x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
+        scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
+        parts = dw if total is None else arrays.empty((_parts(product),), problem.dtype)
+        weight_grad(mr, nr, lanes)(x, dy, parts, scratch, _queue(), workers, product, workers=workers)
+        if total is not None:
+            sum_parts()(parts, dw, _queue(), workers, total, workers=workers)
