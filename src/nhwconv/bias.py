@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
+from . import arrays, machine
+from .kernels.bias import COLUMN_SUMS, column_sums
+from .problem import narrow
 from .strategies.base import Array
 
 __all__ = ["bias_grad"]
 
+#: Pixels of one partial sum: short sums, added in float64, keep the error at a few roundings.
+BLOCK = 256
+#: Half types are converted so many elements at a time.
+STRIP = 4 * 2**20
+#: Below this many elements a parallel launch costs more than it saves.
+SERIAL = 100_000
+
 
 def bias_grad(dy: Array, db: Array, accumulate: bool) -> None:
     """Write ``dy.sum(0)`` into db, or add it where `accumulate`; dy is ``(pixels, d)``."""
-    total = dy.sum(0, dtype=np.float64)
+    total = np.zeros(db.shape, np.float64)
+    step = max(1, STRIP // dy.shape[1]) if narrow(dy.dtype) else len(dy)
+    for start in range(0, len(dy), step):
+        rows = dy[start : start + step]
+        total += _column_sums(rows.astype(np.float32) if narrow(dy.dtype) else rows)
     db[...] = total + db if accumulate else total
+
+
+def _column_sums(dy: Array) -> Array:
+    """Return the sums of the columns, in float64."""
+    pixels, d = dy.shape
+    tasks = -(-pixels // BLOCK)
+    parts = arrays.empty((tasks, d), dy.dtype)
+    geometry = COLUMN_SUMS.record({"pixels": pixels, "d": d, "block": BLOCK, "tasks": tasks})
+    workers = 1 if dy.size < SERIAL else machine.threads()
+    column_sums()(dy.reshape(-1), parts.reshape(-1), np.zeros(1, np.int64), workers, geometry, workers=workers)
+    return parts.sum(0, dtype=np.float64)

@@ -9,17 +9,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-__all__ = ["PASSES", "ConvProblem", "Pass", "Strip", "output_size", "same_padding"]
+__all__ = ["PASSES", "ConvProblem", "Pass", "Strip", "narrow", "output_size", "same_padding"]
 
 Pass = Literal["forward", "weight_grad", "input_grad"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
 
 #: Two numbers before and after, for rows and for columns: ``((top, bottom), (left, right))``.
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+def narrow(dtype: np.dtype[Any]) -> bool:
+    """Return whether this is a half type, which is stored as it is and computed in float32."""
+    return dtype.itemsize < 4
 
 
 def output_size(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
@@ -103,7 +108,7 @@ class ConvProblem:
     @property
     def compute_dtype(self) -> np.dtype:
         """The dtype of the arithmetic: float32 for the half types, otherwise the problem's own."""
-        return self.dtype if self.dtype.itemsize >= 4 else np.dtype(np.float32)
+        return np.dtype(np.float32) if narrow(self.dtype) else self.dtype
 
     def __str__(self) -> str:
         (top, bottom), (left, right) = self.padding

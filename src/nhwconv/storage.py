@@ -12,7 +12,7 @@ import numpy as np
 
 from . import arrays
 from .planning import Plan
-from .problem import ConvProblem
+from .problem import ConvProblem, narrow
 from .strategies import REGISTRY
 from .strategies.base import Array
 
@@ -22,10 +22,6 @@ __all__ = ["forward", "input_grad", "weight_grad"]
 STRIP = 4 * 2**20
 
 _FLOAT32 = np.dtype(np.float32)
-
-
-def _narrow(problem: ConvProblem) -> bool:
-    return problem.dtype != problem.compute_dtype
 
 
 def _single(problem: ConvProblem) -> ConvProblem:
@@ -46,7 +42,7 @@ def _store(part: Array, wide: Array) -> None:
 def forward(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) -> None:
     """Run the plan's forward pass on arrays of any dtype that nhwconv takes."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
-    if not _narrow(problem):
+    if not narrow(problem.dtype):
         strategy.forward(problem, x, w, b, y)
         return
     w, b = _wide(w), None if b is None else _wide(b)
@@ -59,7 +55,7 @@ def forward(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) -> None:
 def weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
     """Run the plan's weight gradient; strips are summed in float32 and rounded once."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
-    if not _narrow(problem):
+    if not narrow(problem.dtype):
         strategy.weight_grad(problem, x, dy, dw, accumulate)
         return
     total = _wide(dw) if accumulate else np.zeros(dw.shape, _FLOAT32)
@@ -71,7 +67,7 @@ def weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool) ->
 def input_grad(plan: Plan, dy: Array, w: Array, dx: Array) -> None:
     """Run the plan's input gradient on arrays of any dtype that nhwconv takes."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
-    if not _narrow(problem):
+    if not narrow(problem.dtype):
         strategy.input_grad(problem, dy, w, dx)
         return
     w = _wide(w)

@@ -24,6 +24,7 @@ of the letters is free. ``g`` equal to ``c`` is a depthwise convolution.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -82,7 +83,8 @@ class Layer:
         """
         me = f"layer {self.name}"
         form = checks.geometry(me, self.stride, self.padding, self.dilation, self.groups)
-        x, w = (self.n, self.h, self.w, self.c), (self.d, self.kh, self.kw, self.c // self.groups)
+        x = checks.as_shape(me, "a size of x", (self.n, self.h, self.w, self.c))
+        w = checks.as_shape(me, "a size of w", (self.d, self.kh, self.kw, self.c // self.groups))
         if self.c % self.groups:  # here, because w's shape above hides it
             checks.fail(me, f"x has {self.c} channels, which {self.groups} groups do not divide")
         return checks.problem_for(me, x, w, form, np.dtype(dtype))
@@ -106,6 +108,9 @@ def _pair(value: tuple[int, int]) -> str:
 
 
 # ------------------------------------------------------------------------------------------- notation
+
+#: No array of a layer has more elements than this: a slip of the pen is told before anything is multiplied with it.
+LARGEST = 10**12
 
 _TERM = re.compile(r"([a-z])([0-9]{1,10})(?:x([0-9]{1,10}))?")
 _NEEDED, _PAIRS = "nhwcdk", "kspl"
@@ -150,7 +155,10 @@ def parse_layer(notation: str, name: str | None = None) -> Layer:
             _refuse(notation, f'"{letter}" is {min(values)}, expected at least 1')
     n, h, w, c, d, groups = (sizes[letter][0] for letter in "nhwcdg")
     layer = Layer(name or notation, n, h, w, c, d, *sizes["k"], sizes["s"], sizes["p"], sizes["l"], groups)
-    layer.problem()
+    problem = layer.problem()
+    elements = max(math.prod(shape) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
+    if elements > LARGEST:
+        _refuse(notation, f"an array would have {elements:.1e} elements, expected at most {LARGEST:.1e}")
     return layer
 
 
@@ -294,6 +302,11 @@ def make_data(problem: ConvProblem, seed: int = 0) -> Data:
     -------
     Data
         x ``(n, h, w, c)``, w ``(d, kh, kw, c / groups)``, b ``(d,)``, dy ``(n, oh, ow, d)``.
+
+    Raises
+    ------
+    MemoryError
+        Where there is no room for them.
 
     Examples
     --------

@@ -10,6 +10,7 @@ import llvmlite
 import llvmlite.binding as llvm
 import numba
 import numpy as np
+from numba.np.ufunc.parallel import threading_layer
 
 from .. import _version, machine
 from ..kernels.jit import cache_folder
@@ -22,7 +23,8 @@ def facts() -> list[tuple[str, str]]:
     """Return the facts that ``nhwconv info`` prints. It starts Numba's threads, to ask which layer runs them."""
     vector = machine.vector_bytes()
     fma = "with" if machine.has_fma() else "without"
-    threads = machine.threads()
+    threads = machine.threads()  # starts them
+    layer = threading_layer()  # type: ignore[no-untyped-call]
     kernels, megabytes = cache_size()
     others = ", ".join(name for name in REGISTRY if name not in AUTO)
     return [
@@ -33,7 +35,7 @@ def facts() -> list[tuple[str, str]]:
         ("CPU", f"{_cpu()} (LLVM: {llvm.get_host_cpu_name()})"),
         ("vectors", f"{vector * 8} bits: {vector // 4} float32 or {vector // 8} float64, {fma} fused multiply-add"),
         ("registers", f"{machine.registers()} of them"),
-        ("threads", f"{threads} of {numba.config.NUMBA_NUM_THREADS}, layer {numba.threading_layer()}"),
+        ("threads", f"{threads}, layer {layer}"),
         ("strategies", f"{', '.join(AUTO)} (chosen by auto), {others} (by name)"),
         ("kernel cache", f"{cache_folder()}: {kernels} kernels, {megabytes:.1f} MB"),
     ]

@@ -166,9 +166,7 @@ def transpose(typingctx, source, s0, s_row, rows, columns, target, t0, t_row):
         # Interleaving row i with row i + n/2 moves one bit of the row number into the lane number; once for
         # each bit, and rows and lanes have changed places.
         for _ in range(n.bit_length() - 1):
-            block = [
-                emit.interleave(block[i // 2], block[i // 2 + n // 2], upper=bool(i % 2)) for i in range(n)
-            ]
+            block = [emit.interleave(block[i // 2], block[i // 2 + n // 2], upper=bool(i % 2)) for i in range(n)]
         for k in range(n):
             with builder.if_then(builder.icmp_signed("<", i64(k), columns)):
                 emit.store(block[k], builder.gep(to, [builder.mul(i64(k), t_row)]))

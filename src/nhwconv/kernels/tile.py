@@ -54,9 +54,7 @@ def tile_product(
     )  # fmt: skip
 
     def codegen(context, builder, sig, args):
-        names = (
-            "MR NR exact rows columns R1 R2 K a a0 a_r a_q a_m a_k b b0 b_r b_q b_k add e e0 e_m c c0 c_m"
-        ).split()
+        names = ["MR", "NR", "exact", "rows", "columns", "R1", "R2", "K", "a", "a0", "a_r", "a_q", "a_m", "a_k", "b", "b0", "b_r", "b_q", "b_k", "add", "e", "e0", "e_m", "c", "c0", "c_m"]
         kind, value = dict(zip(names, sig.args, strict=True)), dict(zip(names, args, strict=True))
 
         def number(name):
@@ -120,9 +118,8 @@ class _Tile:
         for row in self.sums:
             for s in row:
                 builder.store(emit.zero, s)
-        with cgutils.for_range(builder, value["R1"]) as outer:
-            with cgutils.for_range(builder, value["R2"]) as inner:
-                self._product(self._at("a", outer, inner), self._at("b", outer, inner))
+        with cgutils.for_range(builder, value["R1"]) as outer, cgutils.for_range(builder, value["R2"]) as inner:
+            self._product(self._at("a", outer, inner), self._at("b", outer, inner))
         with builder.if_then(self.add):
             self._each(self.e, value["e_m"], self._add_from)
         self._each(self.c, value["c_m"], self._store_to)
