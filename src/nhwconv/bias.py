@@ -19,6 +19,7 @@ STRIP = 4 * 2**20
 SERIAL = 100_000
 
 
+@np.errstate(over="ignore", invalid="ignore")  # Inf and NaN are data
 def bias_grad(dy: Array, db: Array, accumulate: bool) -> None:
     """Write ``dy.sum(0)`` into db, or add it where `accumulate`; dy is ``(pixels, d)``."""
     total = np.zeros(db.shape, np.float64)

@@ -15,6 +15,7 @@ from .problem import ConvProblem, Padding, same_padding
 
 __all__ = [
     "as_bias",
+    "as_dtype",
     "as_input",
     "as_out",
     "as_shape",
@@ -47,8 +48,22 @@ def fail(function: str, message: str, error: type[Exception] = ValueError) -> No
 # ---------------------------------------------------------------------------------------------- arrays
 
 
+_DTYPES = "float32, float64, float16 or bfloat16"
+
+
 def _is_float(dtype: np.dtype[Any]) -> bool:
-    return (dtype.kind == "f" and dtype.itemsize <= 8) or dtype.name == "bfloat16"
+    return dtype.name in ("float16", "float32", "float64", "bfloat16")
+
+
+def as_dtype(function: str, value: Any) -> np.dtype[Any]:
+    """Return a dtype that nhwconv computes with, in native byte order."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        fail(function, f"dtype is {value!r}, expected {_DTYPES}", TypeError)
+    if not _is_float(dtype):
+        fail(function, f"dtype is {dtype}, expected {_DTYPES}", TypeError)
+    return dtype.newbyteorder("=")
 
 
 def as_input(function: str, name: str, value: Any) -> Array:
@@ -66,16 +81,20 @@ def as_input(function: str, name: str, value: Any) -> Array:
     if not _is_float(array.dtype):
         fail(
             function,
-            f"{name} has dtype {array.dtype}, expected float32, float64, float16 or bfloat16; "
-            f"cast it first, for example {name}.astype(np.float32)",
+            f"{name} has dtype {array.dtype}, expected {_DTYPES}; "
+            f"cast it first, for example np.asarray({name}, np.float32)",
             TypeError,
         )
     return array
 
 
-def common_dtype(*arrays: Array) -> np.dtype[Any]:
+def common_dtype(function: str, **inputs: Array) -> np.dtype[Any]:
     """Return the dtype in which these arrays meet, as NumPy promotes; always in native byte order."""
-    return np.result_type(*arrays).newbyteorder("=")
+    try:
+        return np.result_type(*inputs.values()).newbyteorder("=")
+    except np.exceptions.DTypePromotionError:
+        each = ", ".join(f"{name} has {array.dtype}" for name, array in inputs.items())
+        fail(function, f"NumPy has no common dtype for these ({each}); cast them to float32", TypeError)
 
 
 def prepare(array: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
@@ -169,6 +188,8 @@ def _padding(function: str, value: Any) -> Padding | str:
         if value == "valid":
             return (0, 0), (0, 0)
         fail(function, f'padding is {value!r}, expected "valid", "same", an int, a pair or a pair of pairs')
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, (tuple, list)) and len(value) == 2 and any(isinstance(v, (tuple, list)) for v in value):
         if not all(isinstance(v, (tuple, list)) and len(v) == 2 for v in value):
             fail(function, f"padding is {value!r}, expected ((top, bottom), (left, right))")
@@ -200,7 +221,10 @@ class geometry:  # noqa: N801 - a plain record, used once a call
 
 Shape = tuple[int, ...]
 
-_NO_CHANNELS = ". A batch without a channel axis, (N, H, W), is not a form: pass x[..., None]"
+_NO_CHANNELS = {
+    "x": ". A batch without a channel axis, (N, H, W), is not a form: pass x[..., None]",
+    "dy": ". A batch without a channel axis, (N, OH, OW), is not a form: pass dy[..., None]",
+}
 
 
 def _ranks(
@@ -212,8 +236,8 @@ def _ranks(
         return
     accepted = "; ".join(f"{names[0]} {form}" for form in forms.values())
     hint = ""
-    if ranks[0] == 3 and ranks[1] in (2, 3) and names[0] == "x":
-        hint = _NO_CHANNELS
+    if ranks[0] == 3 and ranks[1] in (2, 3):
+        hint = _NO_CHANNELS[names[0]]
     fail(
         function,
         f"{names[0]} of shape {shapes[0]} and {names[1]} of shape {shapes[1]} do not go together; expected {accepted}{hint}",
@@ -311,7 +335,7 @@ def problem_for(function: str, x: Shape, w: Shape, form: geometry, dtype: np.dty
     if len(x) == len(w) == 3 and cg != x[2]:
         fail(
             function,
-            f"w of shape {w} has {cg} channels, but x of shape {x} (as H, W, C) has {x[2]}{_NO_CHANNELS}",
+            f"w of shape {w} has {cg} channels, but x of shape {x} (as H, W, C) has {x[2]}{_NO_CHANNELS['x']}",
         )
     return _build(function, _batched_x(x), (kh, kw), d, cg, form, dtype)
 

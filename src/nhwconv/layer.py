@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import checks, ops
+from . import checks, ops, planning
 from .ops import Padding, Size, Strategy
 
 __all__ = ["Conv2D"]
@@ -83,12 +83,13 @@ class Conv2D:
         for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
             if channels % form.groups:
                 checks.fail(me, f"{name} is {channels}, which {form.groups} groups do not divide")
+        planning.strategy_names(me, strategy)
         self.options: dict[str, Any] = {
             "stride": form.stride, "padding": form.padding, "dilation": form.dilation, "groups": form.groups,
             "strategy": strategy,
         }  # fmt: skip
         self.needs_input_grad = needs_input_grad
-        dtype = checks.as_input(me, "dtype", np.empty(0, dtype)).dtype
+        dtype = checks.as_dtype(me, dtype)
         shape = (self.out_channels, *self.kernel_size, self.in_channels // form.groups)
         deviation = np.sqrt(2 / np.prod(shape[1:]))
         self.W: Array = (np.random.default_rng(rng).standard_normal(shape) * deviation).astype(dtype)

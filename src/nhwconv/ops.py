@@ -120,7 +120,7 @@ def conv2d(
     x, w = checks.as_input(me, "x", x), checks.as_input(me, "w", w)
     b = None if b is None else checks.as_bias(me, b, w)
     inputs = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
-    dtype = checks.common_dtype(*inputs.values())
+    dtype = checks.common_dtype(me, **inputs)
     plan = _cached(_forward_plan, me, x.shape, w.shape, dtype, stride, padding, dilation, groups, strategy=strategy)
     problem = plan.problem
     if b is not None:
@@ -193,7 +193,7 @@ def conv2d_weight_grad(
     me = "conv2d_weight_grad"
     x, dy = checks.as_input(me, "x", x), checks.as_input(me, "dy", dy)
     _check_accumulate(me, accumulate, out)
-    dtype = checks.common_dtype(x, dy)
+    dtype = checks.common_dtype(me, x=x, dy=dy)
     out_shape = out.shape if isinstance(out, np.ndarray) else None
     plan, shape = _cached(
         _weight_grad_plan, me, x.shape, dy.shape, dtype, stride, padding, dilation, groups, kernel_size, out_shape,
@@ -239,7 +239,7 @@ def conv2d_bias_grad(dy: npt.ArrayLike, *, out: Array | None = None, accumulate:
     if dy.ndim not in (2, 3, 4):
         checks.fail(me, f"dy has shape {dy.shape}, expected (N, OH, OW, D), (OH, OW, D) or (OH, OW)")
     _check_accumulate(me, accumulate, out)
-    dtype = checks.common_dtype(dy)
+    dtype = checks.common_dtype(me, dy=dy)
     db = _result(me, "out", out, dy.shape[-1:] if dy.ndim > 2 else (), dtype, {"dy": dy})
     _run_bias_grad(dy, db, accumulate)
     return db
@@ -297,7 +297,7 @@ def conv2d_input_grad(
     """
     me = "conv2d_input_grad"
     dy, w = checks.as_input(me, "dy", dy), checks.as_input(me, "w", w)
-    dtype = checks.common_dtype(dy, w)
+    dtype = checks.common_dtype(me, dy=dy, w=w)
     if input_size is None and isinstance(out, np.ndarray) and out.ndim == {4: 4, 3: 3}.get(dy.ndim, w.ndim):
         input_size = out.shape[1:3] if out.ndim == 4 else out.shape[:2]
     plan, shape = _cached(
@@ -367,7 +367,7 @@ def conv2d_backward(
     for name in ("dw", "db"):
         if name in needs:
             _check_accumulate(me, accumulate, getattr(out, name), f"out.{name}")
-    dtype = checks.common_dtype(x, w, dy)
+    dtype = checks.common_dtype(me, x=x, w=w, dy=dy)
     arguments = (me, x.shape, w.shape, dtype, stride, padding, dilation, groups)
     # Both plans are made, or refused, before anything is written.
     dw_plan = _cached(_forward_plan, *arguments, strategy=strategy, pass_="weight_grad")
@@ -434,7 +434,7 @@ def plan(
     me = "plan"
     if pass_ not in PASSES:
         checks.fail(me, f"pass_ is {pass_!r}, expected one of {', '.join(PASSES)}")
-    dtype = checks.as_input(me, "dtype", np.empty(0, dtype)).dtype.newbyteorder("=")
+    dtype = checks.as_dtype(me, dtype)
     shapes = checks.as_shape(me, "x_shape", x_shape), checks.as_shape(me, "w_shape", w_shape)
     return _cached(_forward_plan, me, *shapes, dtype, stride, padding, dilation, groups, strategy=strategy, pass_=pass_)
 
@@ -478,10 +478,18 @@ def warmup(
     >>> import nhwconv as nc
     >>> nc.warmup(["forward"], strategy="tensordot")
     """
+    me = "warmup"
+    passes = (passes,) if isinstance(passes, str) else tuple(passes)
+    dtypes = [
+        checks.as_dtype(me, dtype) for dtype in ((dtypes,) if isinstance(dtypes, (str, type, np.dtype)) else dtypes)
+    ]
+    for pass_ in passes:
+        if pass_ not in PASSES:
+            checks.fail(me, f"passes has {pass_!r}, expected any of {', '.join(PASSES)}")
+    planning.strategy_names(me, strategy)
     for dtype in dtypes:
         x, w = np.ones((2, 16, 16, 16), dtype), np.ones((16, 3, 3, 16), dtype)
         for pass_ in passes:
-            plan(pass_, x.shape, w.shape, dtype=dtype, strategy=strategy)
             if pass_ == "forward":
                 conv2d(x, w, w[:, 0, 0, 0], padding=1, strategy=strategy)
             elif pass_ == "weight_grad":
@@ -568,7 +576,7 @@ def _check_gradients(me: str, out: object, needs: tuple[str, ...]) -> Gradients:
     if out is None:
         return Gradients()
     if not isinstance(out, tuple) or len(out) != 3:
-        checks.fail(me, f"out is {type(out).__name__!r}, expected Gradients(dx, dw, db)", TypeError)
+        checks.fail(me, f"out is of type {type(out).__name__}, expected Gradients(dx, dw, db)", TypeError)
     out = Gradients(*out)
     for name in Gradients._fields:
         if getattr(out, name) is not None and name not in needs:

@@ -59,6 +59,8 @@ def strategy_names(function: str, strategy: object) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             fail(function, f"strategy is {strategy!r}, expected a name or a tuple of names", TypeError)
+        if name == "auto":
+            fail(function, f'strategy is {strategy!r}, but "auto" cannot be one of several names')
         if name not in REGISTRY:
             near = difflib.get_close_matches(name, [*REGISTRY, "auto"], 1)
             hint = f'; did you mean "{near[0]}"?' if near else ""

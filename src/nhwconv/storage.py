@@ -23,6 +23,9 @@ STRIP = 4 * 2**20
 
 _FLOAT32 = np.dtype(np.float32)
 
+#: NaN and Inf flow through, and what half types cannot hold becomes Inf: NumPy must not warn of either.
+_values_are_data = np.errstate(over="ignore", invalid="ignore")
+
 
 def _single(problem: ConvProblem) -> ConvProblem:
     return replace(problem, dtype=_FLOAT32)
@@ -35,10 +38,10 @@ def _wide(part: Array) -> Array:
 
 
 def _store(part: Array, wide: Array) -> None:
-    with np.errstate(over="ignore"):  # a value beyond float16's range becomes Inf, as it should
-        np.copyto(part, wide, casting="unsafe")
+    np.copyto(part, wide, casting="unsafe")
 
 
+@_values_are_data
 def forward(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) -> None:
     """Run the plan's forward pass on arrays of any dtype that nhwconv takes."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
@@ -52,6 +55,7 @@ def forward(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) -> None:
         _store(y[strip.y], part)
 
 
+@_values_are_data
 def weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
     """Run the plan's weight gradient; strips are summed in float32 and rounded once."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
@@ -64,6 +68,7 @@ def weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool) ->
     _store(dw, total)
 
 
+@_values_are_data
 def input_grad(plan: Plan, dy: Array, w: Array, dx: Array) -> None:
     """Run the plan's input gradient on arrays of any dtype that nhwconv takes."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem

@@ -38,31 +38,34 @@ def _blocks(size, block):
 
 
 @device
-def _gather_row(g, x, x_row, first, count, scratch, target):
-    """Copy columns ``first : first + count`` of a row of x, one group's channels, zeros where they are outside."""
+def _gather_row(g, x, x_row, first, count, channels, scratch, target):
+    """Copy columns ``first : first + count`` of a row of x, some channels of each, zeros where they are outside."""
     before = min(max(-first, 0), count)
     inside = max(min(g.w - first, count) - before, 0)
     after = count - before - inside
-    fill_zero(scratch, target, before * g.cg)
-    target += before * g.cg
+    fill_zero(scratch, target, before * channels)
+    target += before * channels
     source = x_row + (first + before) * g.c
-    if g.cg == g.c:
-        copy(scratch, target, x, source, inside * g.cg)
+    if channels == g.c:
+        copy(scratch, target, x, source, inside * channels)
+    elif channels < 8:
+        for i in range(inside):
+            for k in range(channels):
+                scratch[target + i * channels + k] = x[source + i * g.c + k]
     else:
         for i in range(inside):
-            for k in range(g.cg):
-                scratch[target + i * g.cg + k] = x[source + i * g.c + k]
-    fill_zero(scratch, target + inside * g.cg, after * g.cg)
+            copy(scratch, target + i * channels, x, source + i * g.c, channels)
+    fill_zero(scratch, target + inside * channels, after * channels)
 
 
 @device
-def gather_block(g, x, n, group, row, rows, column, columns, scratch, s_0):
-    """Copy the part of x that one task reads to its scratch, borders and all: ``(rows, columns, cg)``."""
-    pitch = columns * g.cg
+def gather_block(g, x, n, row, rows, column, columns, channel, channels, scratch, s_0):
+    """Copy a part of image n to scratch, borders and all, as ``(rows, columns, channels)``."""
+    pitch = columns * channels
     for i in range(rows):
         target = s_0 + i * pitch
         if 0 <= row + i < g.h:
-            _gather_row(g, x, ((n * g.h + row + i) * g.w) * g.c + group * g.cg, column, columns, scratch, target)
+            _gather_row(g, x, (n * g.h + row + i) * g.w * g.c + channel, column, columns, channels, scratch, target)
         else:
             fill_zero(scratch, target, pitch)
 
@@ -97,7 +100,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 if g.gather:
                     rows = (p_1 - p_0 - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1
                     columns = (q_1 - q_0 - 1) * g.stride_w + (g.Q - 1) * g.dilation_w + 1
-                    gather_block(g, x, n, group, row, rows, column, columns, scratch, s_0)
+                    gather_block(g, x, n, row, rows, column, columns, group * g.cg, g.cg, scratch, s_0)
                     a, a_0, pixel, pitch = scratch, s_0, g.cg, columns * g.cg
                 else:
                     a, a_0 = x, ((n * g.h + row) * g.w + column) * g.c + group * g.cg

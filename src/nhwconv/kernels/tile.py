@@ -54,7 +54,34 @@ def tile_product(
     )  # fmt: skip
 
     def codegen(context, builder, sig, args):
-        names = ["MR", "NR", "exact", "rows", "columns", "R1", "R2", "K", "a", "a0", "a_r", "a_q", "a_m", "a_k", "b", "b0", "b_r", "b_q", "b_k", "add", "e", "e0", "e_m", "c", "c0", "c_m"]
+        names = [
+            "MR",
+            "NR",
+            "exact",
+            "rows",
+            "columns",
+            "R1",
+            "R2",
+            "K",
+            "a",
+            "a0",
+            "a_r",
+            "a_q",
+            "a_m",
+            "a_k",
+            "b",
+            "b0",
+            "b_r",
+            "b_q",
+            "b_k",
+            "add",
+            "e",
+            "e0",
+            "e_m",
+            "c",
+            "c0",
+            "c_m",
+        ]
         kind, value = dict(zip(names, sig.args, strict=True)), dict(zip(names, args, strict=True))
 
         def number(name):

@@ -17,8 +17,8 @@ from numba import prange
 
 from .correlate import gather_block
 from .geometry import Fields
-from .jit import Kernel, kernel
-from .simd import fetch_add
+from .jit import Kernel, device, kernel
+from .simd import copy, fetch_add
 from .tile import tile_product
 
 __all__ = ["SUM_PARTS", "WEIGHT_GRAD", "sum_parts", "weight_grad"]
@@ -28,11 +28,25 @@ WEIGHT_GRAD = Fields(
     "n groups h w c cg dg p q "
     # taps, and how x is read
     "R Q stride_h stride_w dilation_h dilation_w top left "
-    # slices of the pixels, rows and columns of a block, rows of taps and channels of y of a task
-    "slices block_p block_q block_r block_d "
-    # `gather` copies a block of x to scratch; `swap` is said above; `accumulate` adds to what a part holds
-    "gather scratch swap accumulate part tasks"
+    # slices of the pixels, rows and columns of a block; rows of taps, channels of y and channels of x of a task
+    "slices block_p block_q block_r block_d block_k "
+    # `gather` copies a block of x to scratch, `gather_dy` one of dy; `swap` is said above; `accumulate` adds to parts
+    "gather gather_dy scratch scratch_dy swap accumulate part tasks"
 )
+
+
+@device
+def _blocks(size, block):
+    return (size + block - 1) // block
+
+
+@device
+def _gather_dy(g, dy, line, lines, q_0, q_1, channel, channels, scratch, target):
+    """Copy a block of dy, some channels of each pixel, to scratch: ``(lines, q_1 - q_0, channels)``."""
+    for p in range(lines):
+        for q in range(q_0, q_1):
+            copy(scratch, target, dy, (line + p * g.q + q) * g.groups * g.dg + channel, channels)
+            target += channels
 
 
 @cache
@@ -43,47 +57,56 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
     def weight_grad(x, dy, parts, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
-            D = g.groups * g.dg
-            merged = g.dilation_w == 1 and (g.gather or g.groups == 1)
-            runs, run = (1, g.Q * g.cg) if merged else (g.Q, g.cg)
-            blocks_r, blocks_d = (g.R + g.block_r - 1) // g.block_r, (g.dg + g.block_d - 1) // g.block_d
-            s_0 = worker * g.scratch
+            D, depth = g.groups * g.dg, g.R * g.Q * g.cg
+            blocks_r, blocks_d, blocks_k = _blocks(g.R, g.block_r), _blocks(g.dg, g.block_d), _blocks(g.cg, g.block_k)
+            s_0 = worker * (g.scratch + g.scratch_dy)
+            s_dy = s_0 + g.scratch
             while True:
                 task = fetch_add(queue)
                 if task >= g.tasks:
                     break
-                # the task: taps r_0:r_1, channels d_0:d_1 of a group, and a slice of the rows of all images
+                # the task: taps r_0:r_1, channels d_0:d_1 and k_0:k_1 of a group, and a slice of the rows of all images
                 d_0, rest = task % blocks_d * g.block_d, task // blocks_d
+                k_0, rest = rest % blocks_k * g.block_k, rest // blocks_k
                 r_0, rest = rest % blocks_r * g.block_r, rest // blocks_r
                 group, piece = rest % g.groups, rest // g.groups
-                r_1, d_1 = min(r_0 + g.block_r, g.R), min(d_0 + g.block_d, g.dg)
+                r_1, d_1, k_1 = min(r_0 + g.block_r, g.R), min(d_0 + g.block_d, g.dg), min(k_0 + g.block_k, g.cg)
+                # A row of taps is one run where its pixels are contiguous, otherwise a run for each tap.
+                merged = g.dilation_w == 1 and k_1 - k_0 == g.cg and (g.gather or g.groups == 1)
+                runs, run = (1, g.Q * g.cg) if merged else (g.Q, k_1 - k_0)
                 line, last = piece * g.n * g.p // g.slices, (piece + 1) * g.n * g.p // g.slices
-                first = True
+                add = g.accumulate != 0
                 while line < last:
                     n, p_0 = line // g.p, line % g.p
                     p_1 = min(p_0 + g.block_p, g.p, p_0 + last - line)
+                    line += p_1 - p_0
                     for q_0 in range(0, g.q, g.block_q):
                         q_1 = min(q_0 + g.block_q, g.q)
-                        row = p_0 * g.stride_h - g.top + r_0 * g.dilation_h
-                        column = q_0 * g.stride_w - g.left
+                        row, column = p_0 * g.stride_h - g.top + r_0 * g.dilation_h, q_0 * g.stride_w - g.left
+                        a, a_0, pixel, pitch = x, 0, g.c, g.w * g.c
                         if g.gather:
                             rows = (p_1 - p_0 - 1) * g.stride_h + (r_1 - r_0 - 1) * g.dilation_h + 1
                             columns = (q_1 - q_0 - 1) * g.stride_w + (g.Q - 1) * g.dilation_w + 1
-                            gather_block(g, x, n, group, row, rows, column, columns, scratch, s_0)
-                            a, a_0, pixel, pitch = scratch, s_0, g.cg, columns * g.cg
+                            pixel, pitch = k_1 - k_0, columns * (k_1 - k_0)
+                            gather_block(g, x, n, row, rows, column, columns, group * g.cg + k_0, pixel, scratch, s_0)
+                            a, a_0 = scratch, s_0
                         else:
-                            a, a_0 = x, ((n * g.h + row) * g.w + column) * g.c + group * g.cg
-                            pixel, pitch = g.c, g.w * g.c
-                        dy_0 = ((n * g.p + p_0) * g.q + q_0) * D + group * g.dg
-                        add = g.accumulate or not first
-                        first = False
+                            a_0 = ((n * g.h + row) * g.w + column) * g.c + group * g.cg + k_0
+                        b, b_0, b_pixel, b_pitch = dy, 0, D, g.q * D
+                        if g.gather_dy:
+                            b_pixel, b_pitch = d_1 - d_0, (q_1 - q_0) * (d_1 - d_0)
+                            _gather_dy(g, dy, (n * g.p + p_0) * g.q, p_1 - p_0, q_0, q_1, group * g.dg + d_0, b_pixel,
+                                       scratch, s_dy)  # fmt: skip
+                            b, b_0 = scratch, s_dy - d_0
+                        else:
+                            b_0 = ((n * g.p + p_0) * g.q + q_0) * D + group * g.dg
                         for r in range(r_0, r_1):
                             for s in range(runs):
                                 a_s = a_0 + (r - r_0) * g.dilation_h * pitch + s * g.dilation_w * pixel
-                                tap = r * g.Q * g.cg + s * run
+                                tap = (r * g.Q + s) * g.cg + k_0
                                 if g.swap:
-                                    c_0 = piece * g.part + (group * g.R * g.Q * g.cg + tap) * g.dg
-                                    tiles = (run + MR - 1) // MR
+                                    c_0 = piece * g.part + (group * depth + tap) * g.dg
+                                    tiles = _blocks(run, MR)
                                     for j in range(d_0, d_1, WIDTH):
                                         for t in range(tiles):
                                             m_0, m_1 = t * run // tiles, (t + 1) * run // tiles
@@ -91,13 +114,12 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                                             tile_product(
                                                 MR, NR, 1, m_1 - m_0, min(WIDTH, d_1 - j), p_1 - p_0, 1, q_1 - q_0,
                                                 a, a_s + m_0, g.stride_h * pitch, 0, 1, g.stride_w * pixel,
-                                                dy, dy_0 + j, g.q * D, 0, D,
+                                                b, b_0 + j, b_pitch, 0, b_pixel,
                                                 add, parts, c_t, g.dg, parts, c_t, g.dg,
                                             )  # fmt: skip
                                 else:
-                                    depth = g.R * g.Q * g.cg
                                     c_0 = piece * g.part + group * g.dg * depth + tap
-                                    tiles = (d_1 - d_0 + MR - 1) // MR
+                                    tiles = _blocks(d_1 - d_0, MR)
                                     for j in range(0, run, WIDTH):
                                         for t in range(tiles):
                                             m_0 = d_0 + t * (d_1 - d_0) // tiles
@@ -105,11 +127,11 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                                             c_t = c_0 + m_0 * depth + j
                                             tile_product(
                                                 MR, NR, 1, m_1 - m_0, min(WIDTH, run - j), p_1 - p_0, 1, q_1 - q_0,
-                                                dy, dy_0 + m_0, g.q * D, 0, 1, D,
+                                                b, b_0 + m_0, b_pitch, 0, 1, b_pixel,
                                                 a, a_s + j, g.stride_h * pitch, 0, g.stride_w * pixel,
                                                 add, parts, c_t, depth, parts, c_t, depth,
                                             )  # fmt: skip
-                    line += p_1 - p_0
+                        add = True
 
     return kernel(weight_grad)
 

@@ -7,13 +7,14 @@ and may be chosen by itself (`AUTO`) wins.
 from __future__ import annotations
 
 from .base import Strategy
+from .depthwise import Depthwise
 from .im2col import Im2col
 from .loop import Loop
 from .tensordot import Tensordot
 
 __all__ = ["AUTO", "REGISTRY", "Strategy"]
 
-REGISTRY: dict[str, Strategy] = {s.name: s for s in (Loop(), Im2col(), Tensordot())}
+REGISTRY: dict[str, Strategy] = {s.name: s for s in (Depthwise(), Loop(), Im2col(), Tensordot())}
 
 #: What "auto" chooses from: strategies whose bits depend on nothing but the problem and the CPU model.
-AUTO: tuple[str, ...] = ("loop",)
+AUTO: tuple[str, ...] = ("depthwise", "loop")

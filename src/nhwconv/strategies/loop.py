@@ -18,10 +18,11 @@ import numpy as np
 
 from .. import arrays, machine
 from ..kernels.correlate import CORRELATE, correlate
-from ..kernels.packing import PACK, pack_columns, pack_rows, packed_size
+from ..kernels.packing import pack_columns, pack_rows, packed_size
 from ..kernels.tile import register_tile
 from ..kernels.weight_grad import SUM_PARTS, WEIGHT_GRAD, sum_parts, weight_grad
 from ..problem import ConvProblem, Pass
+from .axes import Axis, forward_axes, input_grad_axes, pack_geometry
 from .base import Array
 
 __all__ = ["Loop"]
@@ -36,9 +37,10 @@ SERIAL_FLOPS = 500_000
 TASK_ELEMENTS = 96 * 1024
 #: weight_grad: pixels of a block, whose x and dy stay in cache, and least pixels of a slice.
 BLOCK_PIXELS = 512
-SLICE_PIXELS = 1024
-#: weight_grad: most slices, and most elements of all their parts.
-MAX_SLICES = 16
+SLICE_PIXELS = 512
+#: weight_grad: channels of x and of y that a task gathers where there are more: their rows then lie close together.
+BLOCK_CHANNELS = 256
+#: weight_grad: most elements of all slices' parts.
 PARTS_LIMIT = 2 * 2**20
 
 
@@ -74,57 +76,7 @@ def _blocking(p: int, q: int, rows_of: int, pixel: int, stride: int, mr: int) ->
     return _even(p, math.ceil(p / block_p)), block_q
 
 
-class _Axis:
-    """One axis of a correlation that reads `size` pixels with `taps` taps, and where its outputs go."""
-
-    def __init__(self, size: int, taps: int, stride: int, dilation: int, before: int, out: int) -> None:
-        self.size, self.taps, self.stride, self.dilation = size, taps, stride, dilation
-        self.before, self.out = before, out
-        #: where outputs go: the first, and the step from one to the next
-        self.start, self.step = 0, 1
-        #: which kernel positions the taps are: the first, and the step
-        self.first_tap, self.tap_step = 0, 1
-
-    @property
-    def padded(self) -> bool:
-        """Whether a tap of an output lies outside."""
-        last = (self.out - 1) * self.stride - self.before + (self.taps - 1) * self.dilation
-        return self.taps > 0 and (self.before > 0 or last >= self.size)
-
-
-def _forward_axes(problem: ConvProblem) -> tuple[_Axis, _Axis]:
-    (top, _), (left, _) = problem.padding
-    (sh, sw), (lh, lw) = problem.stride, problem.dilation
-    return (
-        _Axis(problem.h, problem.kh, sh, lh, top, problem.oh),
-        _Axis(problem.w, problem.kw, sw, lw, left, problem.ow),
-    )
-
-
-def _phases(size: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> list[_Axis]:
-    """Return the phases of an input gradient along one axis: the pixels of x that the same kernel positions reach.
-
-    Kernel position ``h`` reaches pixel ``i`` from output ``o`` where ``i + before = o*stride + h*dilation``. Pixels
-    whose ``i + before`` agree modulo the stride share their positions, every ``stride / gcd``-th one; one position
-    further, the output lies ``dilation / gcd`` back.
-    """
-    phases = []
-    common = math.gcd(stride, dilation)
-    for phase in range(min(stride, size)):
-        start = phase
-        pixels = -(-(size - start) // stride)
-        positions = [h for h in range(kernel) if (start + before - h * dilation) % stride == 0]
-        axis = _Axis(out, len(positions), 1, dilation // common, 0, pixels)
-        axis.start, axis.step = start, stride
-        if positions:
-            # Flipped: the last position meets the first output.
-            axis.first_tap, axis.tap_step = positions[-1], -(stride // common)
-            axis.before = -((start + before - positions[-1] * dilation) // stride)
-        phases.append(axis)
-    return phases
-
-
-def _step(problem: ConvProblem, rows: _Axis, columns: _Axis, backward: bool, bias: bool) -> _Step:
+def _step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool) -> _Step:
     """Describe one correlation: of x with w forward, of dy with w in one phase backward."""
     mr, nr, lanes = _tile(problem.dtype.itemsize)
     n, groups = problem.n, problem.groups
@@ -159,34 +111,18 @@ def _step(problem: ConvProblem, rows: _Axis, columns: _Axis, backward: bool, bia
             "scratch": -(-scratch // 16) * 16, "tasks": tasks * math.ceil(dg / block_d), "add_bias": bias,
         }
     )  # fmt: skip
-    row, tap = problem.kw * problem.cg, problem.cg
-    w_g, w_d = problem.dg * problem.kh * row, problem.kh * row
-    pack = PACK.record(
-        {
-            "groups": groups, "columns": dg, "steps": cg, "R": rows.taps, "Q": columns.taps,
-            "w_0": rows.first_tap * row + columns.first_tap * tap, "w_g": w_g,
-            "w_j": 1 if backward else w_d, "w_k": w_d if backward else 1,
-            "w_r": rows.tap_step * row, "w_q": columns.tap_step * tap,
-            "tasks": groups * taps * math.ceil(dg / (nr * lanes)),
-        }
-    )  # fmt: skip
+    pack = pack_geometry(problem, rows, columns, backward, nr * lanes)
     return _Step(pack, geometry, packed_size(groups, dg, taps * cg, lanes), int(geometry["scratch"][0]))
 
 
 @lru_cache(maxsize=1024)
 def _forward_steps(problem: ConvProblem, bias: bool) -> list[_Step]:
-    return [_step(problem, *_forward_axes(problem), backward=False, bias=bias)]
+    return [_step(problem, *forward_axes(problem), backward=False, bias=bias)]
 
 
 @lru_cache(maxsize=1024)
 def _input_grad_steps(problem: ConvProblem) -> list[_Step]:
-    (top, _), (left, _) = problem.padding
-    (sh, sw), (lh, lw) = problem.stride, problem.dilation
-    return [
-        _step(problem, rows, columns, backward=True, bias=False)
-        for rows in _phases(problem.h, problem.oh, problem.kh, sh, lh, top)
-        for columns in _phases(problem.w, problem.ow, problem.kw, sw, lw, left)
-    ]
+    return [_step(problem, *axes, backward=True, bias=False) for axes in input_grad_axes(problem)]
 
 
 def _parts(product: Array) -> int:
@@ -194,11 +130,16 @@ def _parts(product: Array) -> int:
     return int(product["slices"][0] * product["part"][0])
 
 
+def _scratch(product: Array) -> int:
+    """Return the elements of one worker's scratch."""
+    return int(product["scratch"][0] + product["scratch_dy"][0])
+
+
 @lru_cache(maxsize=1024)
 def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array | None]:
     """Describe the product and, where its parts are not dw itself, their sum."""
     mr, nr, lanes = _tile(problem.dtype.itemsize)
-    rows, columns = _forward_axes(problem)
+    rows, columns = forward_axes(problem)
     n, h, w, p, q = problem.n, problem.h, problem.w, problem.oh, problem.ow
     cg, dg, groups = problem.cg, problem.dg, problem.groups
     depth = problem.kh * problem.kw * cg
@@ -209,23 +150,30 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
         pixels = n * p * q
         q = max(v for v in range(1, BLOCK_PIXELS + 1) if pixels % v == 0)
         n, h, w, p = 1, pixels // q, q, pixels // q
-    merged = gather or groups == 1
-    run = problem.kw * cg if columns.dilation == 1 and merged else cg
+    block_k = _even(cg, math.ceil(cg / BLOCK_CHANNELS), nr * lanes)
+    block_d = _even(dg, math.ceil(dg / BLOCK_CHANNELS), nr * lanes)
+    gather = gather or block_k < cg
+    run = problem.kw * cg if columns.dilation == 1 and (gather or groups == 1) and block_k == cg else block_k
     swap = _lanes_used(run, nr * lanes, lanes) < _lanes_used(dg, nr * lanes, lanes) and run < nr * lanes
-    block_q = q if q <= BLOCK_PIXELS else _even(q, math.ceil(q / BLOCK_PIXELS))
-    block_p = max(1, BLOCK_PIXELS // block_q)
+    gather_dy = block_d < dg
     lines = n * p
-    slices = min(max(1, lines * q // SLICE_PIXELS), MAX_SLICES, max(1, PARTS_LIMIT // part), lines)
-    block_r, block_d = problem.kh, dg
-    if slices * groups < TASKS // 2:
-        block_r = _even(problem.kh, math.ceil(TASKS / 2 / (slices * groups)))
-        tasks = slices * groups * math.ceil(problem.kh / block_r)
-        block_d = _even(dg, math.ceil(TASKS / 2 / tasks), nr * lanes if swap else mr)
-    tasks = slices * groups * math.ceil(problem.kh / block_r) * math.ceil(dg / block_d)
-    scratch = 0
+    slices = min(max(1, lines * q // SLICE_PIXELS), TASKS // 2, max(1, PARTS_LIMIT // part), lines)
+    block_q = _even(q, math.ceil(q / BLOCK_PIXELS))
+    per_slice = math.ceil(lines / slices)
+    block_p = _even(per_slice, math.ceil(per_slice * block_q / BLOCK_PIXELS))
+    tasks = slices * groups * math.ceil(dg / block_d) * math.ceil(cg / block_k)
+    block_r = _even(problem.kh, math.ceil(TASKS / 2 / tasks))
+    tasks *= math.ceil(problem.kh / block_r)
+    if tasks < TASKS // 2:
+        tasks //= math.ceil(dg / block_d)
+        block_d = min(block_d, _even(dg, math.ceil(TASKS / 2 / tasks), nr * lanes))
+        tasks *= math.ceil(dg / block_d)
+    scratch = scratch_dy = 0
     if gather:
-        scratch = ((block_p - 1) * rows.stride + (block_r - 1) * rows.dilation + 1) * cg
+        scratch = ((block_p - 1) * rows.stride + (block_r - 1) * rows.dilation + 1) * block_k
         scratch *= (block_q - 1) * columns.stride + (problem.kw - 1) * columns.dilation + 1
+    if gather_dy:
+        scratch_dy = block_p * block_q * block_d
     direct = slices == 1 and not swap
     product = WEIGHT_GRAD.record(
         {
@@ -233,7 +181,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
             "R": problem.kh, "Q": problem.kw, "stride_h": rows.stride, "stride_w": columns.stride,
             "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
             "slices": slices, "block_p": block_p, "block_q": block_q, "block_r": block_r, "block_d": block_d,
-            "gather": gather, "scratch": -(-scratch // 16) * 16, "swap": swap,
+            "block_k": block_k, "gather": gather, "gather_dy": gather_dy, "scratch": -(-scratch // 16) * 16,
+            "scratch_dy": -(-scratch_dy // 16) * 16, "swap": swap,
             "accumulate": accumulate and direct, "part": part, "tasks": tasks,
         }
     )  # fmt: skip
@@ -280,7 +229,7 @@ class Loop:
             return 0
         if pass_ == "weight_grad":
             product, total = _weight_grad_steps(problem, False)
-            elements = int(product["scratch"][0]) * _workers(problem) + (0 if total is None else _parts(product))
+            elements = _scratch(product) * _workers(problem) + (0 if total is None else _parts(product))
             return elements * problem.dtype.itemsize
         steps = _forward_steps(problem, True) if pass_ == "forward" else _input_grad_steps(problem)
         elements = max(s.packed + s.scratch * _workers(problem) for s in steps)
@@ -313,7 +262,7 @@ class Loop:
         workers = _workers(problem)
         product, total = _weight_grad_steps(problem, accumulate)
         x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
-        scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
+        scratch = arrays.empty((_scratch(product) * workers,), problem.dtype)
         parts = dw if total is None else arrays.empty((_parts(product),), problem.dtype)
         weight_grad(mr, nr, lanes)(x, dy, parts, scratch, _queue(), workers, product, workers=workers)
         if total is not None:

@@ -1,0 +1,92 @@
+"""The two axes of a correlation, and how a pass becomes one: forward directly, input_grad phase by phase.
+
+Both are the same sum over taps; `Axis` says which pixels a tap reads, which kernel position it is and where an output
+goes. Strategies turn it into the geometry of their kernels, and into packed weights.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ..kernels.packing import PACK
+from ..problem import ConvProblem
+from .base import Array
+
+__all__ = ["Axis", "forward_axes", "input_grad_axes", "pack_geometry", "phases"]
+
+
+class Axis:
+    """One axis of a correlation that reads `size` pixels with `taps` taps, and where its outputs go."""
+
+    def __init__(self, size: int, taps: int, stride: int, dilation: int, before: int, out: int) -> None:
+        self.size, self.taps, self.stride, self.dilation = size, taps, stride, dilation
+        self.before, self.out = before, out
+        #: where outputs go: the first, and the step from one to the next
+        self.start, self.step = 0, 1
+        #: which kernel positions the taps are: the first, and the step
+        self.first_tap, self.tap_step = 0, 1
+
+    @property
+    def padded(self) -> bool:
+        """Whether a tap of an output lies outside."""
+        last = (self.out - 1) * self.stride - self.before + (self.taps - 1) * self.dilation
+        return self.taps > 0 and (self.before > 0 or last >= self.size)
+
+
+def forward_axes(problem: ConvProblem) -> tuple[Axis, Axis]:
+    (top, _), (left, _) = problem.padding
+    (sh, sw), (lh, lw) = problem.stride, problem.dilation
+    return (
+        Axis(problem.h, problem.kh, sh, lh, top, problem.oh),
+        Axis(problem.w, problem.kw, sw, lw, left, problem.ow),
+    )
+
+
+def phases(size: int, out: int, kernel: int, stride: int, dilation: int, before: int) -> list[Axis]:
+    """Return the phases of an input gradient along one axis: the pixels of x that the same kernel positions reach.
+
+    Kernel position ``h`` reaches pixel ``i`` from output ``o`` where ``i + before = o*stride + h*dilation``. Pixels
+    whose ``i + before`` agree modulo the stride share their positions, every ``stride / gcd``-th one; one position
+    further, the output lies ``dilation / gcd`` back.
+    """
+    found = []
+    common = math.gcd(stride, dilation)
+    for phase in range(min(stride, size)):
+        start = phase
+        pixels = -(-(size - start) // stride)
+        positions = [h for h in range(kernel) if (start + before - h * dilation) % stride == 0]
+        axis = Axis(out, len(positions), 1, dilation // common, 0, pixels)
+        axis.start, axis.step = start, stride
+        if positions:
+            # Flipped: the last position meets the first output.
+            axis.first_tap, axis.tap_step = positions[-1], -(stride // common)
+            axis.before = -((start + before - positions[-1] * dilation) // stride)
+        found.append(axis)
+    return found
+
+
+def input_grad_axes(problem: ConvProblem) -> list[tuple[Axis, Axis]]:
+    """Return the axes of every phase of the input gradient: what dx's pixels read from dy."""
+    (top, _), (left, _) = problem.padding
+    (sh, sw), (lh, lw) = problem.stride, problem.dilation
+    return [
+        (rows, columns)
+        for rows in phases(problem.h, problem.oh, problem.kh, sh, lh, top)
+        for columns in phases(problem.w, problem.ow, problem.kw, sw, lw, left)
+    ]
+
+
+def pack_geometry(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, width: int) -> Array:
+    """Describe the packing of the weights that a correlation reads, in panels of `width` columns."""
+    row, tap = problem.kw * problem.cg, problem.cg
+    w_g, w_d = problem.dg * problem.kh * row, problem.kh * row
+    cg, dg = (problem.dg, problem.cg) if backward else (problem.cg, problem.dg)
+    return PACK.record(
+        {
+            "groups": problem.groups, "columns": dg, "steps": cg, "R": rows.taps, "Q": columns.taps,
+            "w_0": rows.first_tap * row + columns.first_tap * tap, "w_g": w_g,
+            "w_j": 1 if backward else w_d, "w_k": w_d if backward else 1,
+            "w_r": rows.tap_step * row, "w_q": columns.tap_step * tap,
+            "tasks": problem.groups * rows.taps * columns.taps * math.ceil(dg / width),
+        }
+    )  # fmt: skip
