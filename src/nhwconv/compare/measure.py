@@ -13,6 +13,7 @@ import numpy.typing as npt
 from .. import ops
 from ..planning import Plan, make_plan
 from ..problem import ConvProblem, Pass
+from ..strategies import REGISTRY
 from ..workloads import Data, Layer, make_data
 
 __all__ = ["ROUNDS", "Comparison", "Row"]
@@ -91,10 +92,11 @@ class Comparison:
         self.plans: dict[str, Plan] = {}
         self.refusals: dict[str, str] = {}
         for name in strategies:
-            try:
+            refusal = REGISTRY[name].supports(self.problem, pass_)
+            if refusal is None:
                 self.plans[name] = make_plan("compare", self.problem, pass_, name)
-            except ValueError as refusal:
-                self.refusals[name] = str(refusal)
+            else:
+                self.refusals[name] = refusal
         self.errors: dict[str, float] = {}
         self.times: dict[str, list[float]] = {name: [] for name in self.plans}
 

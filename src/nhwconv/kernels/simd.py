@@ -81,6 +81,10 @@ class Emitter:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
         return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
 
+    def constant(self, value):
+        """Return a vector whose lanes all hold a number known now."""
+        return ir.Constant(self.vector, [ir.Constant(self.scalar, float(value))] * self.lanes)
+
     def broadcast(self, address):
         """Load one number into all lanes."""
         return self.splat(self.builder.load(address))

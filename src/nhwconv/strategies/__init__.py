@@ -11,10 +11,11 @@ from .depthwise import Depthwise
 from .im2col import Im2col
 from .loop import Loop
 from .tensordot import Tensordot
+from .winograd import Winograd
 
 __all__ = ["AUTO", "REGISTRY", "Strategy"]
 
-REGISTRY: dict[str, Strategy] = {s.name: s for s in (Depthwise(), Loop(), Im2col(), Tensordot())}
+REGISTRY: dict[str, Strategy] = {s.name: s for s in (Depthwise(), Loop(), Winograd(), Im2col(), Tensordot())}
 
 #: What "auto" chooses from: strategies whose bits depend on nothing but the problem and the CPU model.
 AUTO: tuple[str, ...] = ("depthwise", "loop")

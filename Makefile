@@ -1,0 +1,56 @@
+# Everything runs in a virtual environment of its own, .venv; the first target that needs it makes it.
+
+PYTHON  ?= python3
+MACHINE ?= $(shell uname -n)
+VENV    := .venv
+BIN     := $(VENV)/bin
+# OpenBLAS takes another CPU's kernels where this is set, and timings of im2col and tensordot would mean little.
+TIMED   := env -u OPENBLAS_CORETYPE
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint build bench bench-record dashboard clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/with-compare,examples  ## train on handwritten digits, then compare strategies on real layers
+	$(BIN)/python examples/digits.py --out digits.png
+	$(TIMED) $(BIN)/nhwconv compare --workload lenet5 --workload resnet50 --pass weight_grad \
+		--strategies loop,im2col,tensordot --seconds 0.2
+
+test: $(VENV)/with-test  ## run all tests; ARGS goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/with-dev  ## ruff and mypy
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+build: $(VENV)/with-dev  ## a wheel and a source distribution in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+
+bench: $(VENV)/with-dev  ## run the asv benchmarks once on this checkout, keeping no times
+	$(BIN)/asv machine --yes
+	$(TIMED) $(BIN)/asv run --python=same --quick --dry-run --show-stderr
+
+bench-record: $(VENV)/with-dev  ## record the benchmarks of the last commit in benchmarks/results, as MACHINE
+	$(BIN)/asv machine --machine $(MACHINE) --yes
+	$(TIMED) $(BIN)/asv run --machine $(MACHINE) --show-stderr "HEAD^!"
+
+dashboard: $(VENV)/with-dev  ## build the asv dashboard and serve it
+	$(BIN)/asv publish
+	$(BIN)/asv preview
+
+clean:  ## remove the environment and all that was built
+	rm -rf $(VENV) build dist src/*.egg-info .asv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# One stamp for each set of extras, renewed when the requirements change.
+$(VENV)/with-%: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[$*]"
+	@touch $@

@@ -1,0 +1,441 @@
+"""Winograd convolution: transforms vectorised over channels, and a matrix product for each point between them.
+
+A tile of ``m_h x m_w`` outputs is computed as ``A^T ((G w G^T) * (B^T x B)) A``; the products of all tiles, channels
+and kernels at one of the ``alpha_h * alpha_w`` points are a matrix product, which the micro-kernel does. A task works
+on a block of tiles whose transformed data stay in L2, and transforms the weights it needs beside them, unless they are
+shared by so many tasks that they were transformed before.
+
+The weight gradient is the same with other roles: dw is the correlation of x with dy, so dy's tiles are the filter, and
+the products are summed over tiles before the inverse transform.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from llvmlite import ir
+from numba import prange
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from .geometry import Fields
+from .jit import Kernel, device, kernel
+from .points import matrices
+from .simd import I1, I64, Emitter, fetch_add, i64, index, pointer
+from .tile import tile_product
+
+__all__ = ["WINOGRAD", "WINOGRAD_WEIGHT_GRAD", "winograd_correlate", "winograd_weight_grad", "winograd_weights"]
+
+# ------------------------------------------------------------------------------------------- transforms
+
+INPUT, WEIGHTS, OUTPUT = 0, 1, 2
+
+_INTS = "s_row s_column row_0 row_1 column_0 column_1 t_row t_column rows columns count".split()
+
+
+@intrinsic(prefer_literal=True)
+def transform(
+    typingctx, which, MH, RH, MW, RW, source, s0, s_row, s_column, row_0, row_1, column_0, column_1,
+    target, t0, t_row, t_column, rows, columns, count, add, e, e0,
+):  # fmt: skip
+    """Transform tiles of ``F(MH, RH) x F(MW, RW)`` for `count` channels, side by side from the offsets on.
+
+    ``which`` is INPUT (``B^T x B``), WEIGHTS (``G w G^T``) or OUTPUT (``A^T m A``). Element ``(i, j)`` of a tile is
+    read at ``s0 + i*s_row + j*s_column`` where ``row_0 <= i < row_1`` and ``column_0 <= j < column_1``, and is zero
+    elsewhere; results are written at ``t0 + i*t_row + j*t_column`` where ``i < rows`` and ``j < columns``. Where `add`,
+    ``e[e0 + channel]`` is added. ``count`` is at least LANES: the last vector overlaps the one before.
+    """
+    which_, *form = (v.literal_value for v in (which, MH, RH, MW, RW))
+    signature = types.void(
+        which, MH, RH, MW, RW, source, s0, s_row, s_column, row_0, row_1, column_0, column_1,
+        target, t0, t_row, t_column, rows, columns, count, add, e, e0,
+    )  # fmt: skip
+
+    def codegen(context, builder, sig, args):
+        names = (
+            "which MH RH MW RW source s0 s_row s_column row_0 row_1 column_0 column_1 "
+            "target t0 t_row t_column rows columns count add e e0"
+        ).split()
+        kind, value = dict(zip(names, sig.args, strict=True)), dict(zip(names, args, strict=True))
+
+        def number(name):
+            return index(context, builder, kind[name], value[name])
+
+        addresses = [
+            pointer(context, builder, kind[v], value[v], number(o))
+            for v, o in (("source", "s0"), ("target", "t0"), ("e", "e0"))
+        ]
+        added = context.cast(builder, value["add"], kind["add"], types.boolean)
+        function = _transform_function(builder.module, kind["source"].dtype, which_, *form)
+        builder.call(function, [*addresses, added, *(number(n) for n in _INTS)])
+
+    return signature, codegen
+
+
+def _transform_function(module, dtype, which, mh, rh, mw, rw):
+    """Return the LLVM function of one transform, emitted into `module` on first use."""
+    name = f"nhwconv_transform_{dtype}_{('input', 'weights', 'output')[which]}_{mh}_{rh}_{mw}_{rw}"
+    if name in module.globals:
+        return module.globals[name]
+    scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
+    kind = ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 3 + [I1] + [I64] * len(_INTS))
+    function = ir.Function(module, kind, name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")
+    source, target, e, add, *numbers = function.args
+    value = dict(zip(_INTS, numbers, strict=True))
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    emit = Emitter(builder, dtype)
+    high, wide = matrices(mh, rh)[which], matrices(mw, rw)[which]
+    zeros = cgutils.global_constant(module, f"{name}_zeros", emit.zero)
+    zeros = builder.bitcast(zeros, scalar.as_pointer())
+    waste = builder.bitcast(cgutils.alloca_once(builder, emit.vector), scalar.as_pointer())
+
+    def inside(i, low, limit):
+        above = builder.icmp_signed(">=", i64(i), value[low])
+        return builder.and_(above, builder.icmp_signed("<", i64(i), value[limit]))
+
+    row_inside = [inside(i, "row_0", "row_1") for i in range(len(high[0]))]
+    column_inside = [inside(j, "column_0", "column_1") for j in range(len(wide[0]))]
+    row_kept = [builder.icmp_signed("<", i64(i), value["rows"]) for i in range(len(high))]
+    column_kept = [builder.icmp_signed("<", i64(j), value["columns"]) for j in range(len(wide))]
+    vectors = builder.sdiv(builder.add(value["count"], i64(emit.lanes - 1)), i64(emit.lanes))
+    last = builder.sub(value["count"], i64(emit.lanes))
+    with cgutils.for_range(builder, vectors) as loop:
+        channel = builder.mul(loop.index, i64(emit.lanes))
+        channel = builder.select(builder.icmp_signed("<", channel, last), channel, last)
+
+        def at(base, i, j, row, column, valid, otherwise):
+            offset = builder.add(builder.mul(i64(i), value[row]), builder.mul(i64(j), value[column]))
+            address = builder.gep(base, [builder.add(offset, channel)])
+            return builder.select(valid, address, otherwise)
+
+        def read(i, j):
+            valid = builder.and_(row_inside[i], column_inside[j])
+            return emit.load(at(source, i, j, "s_row", "s_column", valid, zeros))
+
+        half = [_apply(emit, high, [read(i, j) for i in range(len(high[0]))]) for j in range(len(wide[0]))]
+        bias = emit.load(builder.select(add, builder.gep(e, [channel]), zeros)) if which == OUTPUT else None
+        for i in range(len(high)):
+            for j, result in enumerate(_apply(emit, wide, [column[i] for column in half])):
+                result = result if bias is None else builder.fadd(result, bias)
+                valid = builder.and_(row_kept[i], column_kept[j])
+                emit.store(result, at(target, i, j, "t_row", "t_column", valid, waste))
+    builder.ret_void()
+    return function
+
+
+def _apply(emit, matrix, vectors):
+    """Multiply a small constant matrix by a column of vectors; rows of opposite points share their halves."""
+    results = [None] * len(matrix)
+    for i, row in enumerate(matrix):
+        if results[i] is not None:
+            continue
+        twin = next((k for k in range(i + 1, len(matrix)) if _are_twins(row, matrix[k])), None)
+        if twin is None:
+            results[i] = _combine(emit, row, vectors)
+            continue
+        same = [c if c == d else 0 for c, d in zip(row, matrix[twin], strict=True)]
+        opposite = [c if c != d else 0 for c, d in zip(row, matrix[twin], strict=True)]
+        even, odd = _combine(emit, same, vectors), _combine(emit, opposite, vectors)
+        results[i], results[twin] = emit.builder.fadd(even, odd), emit.builder.fsub(even, odd)
+    return results
+
+
+def _are_twins(row, other):
+    """Whether two rows agree up to signs, and differ in some and agree in others."""
+    pairs = [(c, d) for c, d in zip(row, other, strict=True) if c or d]
+    signs = {c == d for c, d in pairs}
+    return all(abs(c) == abs(d) for c, d in pairs) and signs == {True, False}
+
+
+def _combine(emit, coefficients, vectors):
+    """Sum of coefficients times vectors; a term with coefficient one comes first, and costs nothing."""
+    terms = sorted(((c, v) for c, v in zip(coefficients, vectors, strict=True) if c), key=lambda t: t[0] != 1)
+    if not terms:
+        return emit.zero
+    (first, vector), *rest = terms
+    builder = emit.builder
+    total = vector if first == 1 else builder.fmul(emit.constant(first), vector)
+    for coefficient, vector in rest:
+        if coefficient == 1:
+            total = builder.fadd(total, vector)
+        elif coefficient == -1:
+            total = builder.fsub(total, vector)
+        else:
+            total = emit.multiply_add(emit.constant(coefficient), vector, total)
+    return total
+
+
+# ------------------------------------------------------------------------------------------------ tiles
+
+
+@device
+def _ceil(a, b):
+    return (a + b - 1) // b
+
+
+@device
+def _first_tile(g, tile):
+    """Decode a tile's number: its image, grid of the dilation, and place on it."""
+    j, rest = tile % g.tiles_w, tile // g.tiles_w
+    i, rest = rest % g.tiles_h, rest // g.tiles_h
+    v, rest = rest % g.dilation_w, rest // g.dilation_w
+    return rest // g.dilation_h, rest % g.dilation_h, v, i, j
+
+
+@device
+def _next_tile(g, n, u, v, i, j):
+    """Step to the next tile without a division."""
+    j += 1
+    if j == g.tiles_w:
+        j, i = 0, i + 1
+        if i == g.tiles_h:
+            i, v = 0, v + 1
+            if v == g.dilation_w:
+                v, u = 0, u + 1
+                if u == g.dilation_h:
+                    u, n = 0, n + 1
+    return n, u, v, i, j
+
+
+@device
+def _inside(first, step, size, count):
+    """Return the range of ``i`` below `count` for which ``0 <= first + i*step < size``."""
+    return min(max(0, _ceil(-first, step)), count), max(0, min(count, _ceil(size - first, step)))
+
+
+@device
+def _channel_blocks(size, block, LANES):
+    """Number of blocks of channels; the last takes a rest of fewer than LANES with it, so that none is too small."""
+    return _ceil(size - LANES + 1, block)
+
+
+@device
+def _channel_block(number, size, block, LANES):
+    """First channel of a block, and its channels."""
+    first = number * block
+    return first, (size if number == _channel_blocks(size, block, LANES) - 1 else first + block) - first
+
+
+@device
+def _points(MH, RH, MW, RW):
+    return (MH + RH - 1) * (MW + RW - 1)
+
+
+#: Common to both kernels: sizes, and the grid of tiles.
+_TILES = "n groups h w c cg dg dilation_h dilation_w top left p q tiles_h tiles_w block_t block_k block_d "
+
+WINOGRAD = Fields(
+    # where outputs lie in y; shared: the weights are transformed already; offsets into a worker's scratch
+    _TILES + "y_0 y_n y_p y_q shared add_bias s_u s_m scratch tasks"
+)
+
+
+@cache
+def winograd_weights(MH: int, RH: int, MW: int, RW: int, WIDTH: int, LANES: int) -> Kernel:
+    """Make the kernel that transforms packed weights: ``(panels, taps, cg, width)`` to ``(panels, points, cg, width)``."""
+
+    def winograd_weights(packed, transformed, queue, workers, geometry):
+        for _worker in prange(workers):
+            g = geometry[0]
+            padded, panels = _ceil(g.dg, LANES) * LANES, _ceil(g.dg, WIDTH)
+            blocks = _channel_blocks(g.cg, g.block_k, LANES)
+            while True:
+                task = fetch_add(queue)
+                if task >= g.groups * panels * blocks:
+                    break
+                (k, channels), rest = _channel_block(task % blocks, g.cg, g.block_k, LANES), task // blocks
+                j, group = rest % panels * WIDTH, rest // panels
+                width = min(WIDTH, padded - j)
+                source = (group * padded + j) * RH * RW * g.cg + k * width
+                target = (group * padded + j) * _points(MH, RH, MW, RW) * g.cg + k * width
+                _transform_weights(
+                    MH, RH, MW, RW, packed, source, g.cg * width, transformed, target, g.cg * width, channels * width
+                )
+
+    return kernel(winograd_weights)
+
+
+@device
+def _transform_weights(MH, RH, MW, RW, packed, source, s_tap, transformed, target, t_point, count):
+    """Transform `count` numbers of every tap, side by side, to every point."""
+    transform(
+        WEIGHTS, MH, RH, MW, RW, packed, source, RW * s_tap, s_tap, 0, RH, 0, RW,
+        transformed, target, (MW + RW - 1) * t_point, t_point, MH + RH - 1, MW + RW - 1, count,
+        False, packed, 0,
+    )  # fmt: skip
+
+
+@device
+def _transform_inputs(MH, RH, MW, RW, step_h, step_w, g, x, channel, channels, tile, tiles, scratch, target):
+    """Transform `channels` channels of `tiles` tiles of x, so many pixels apart: ``(points, tiles, channels)``."""
+    n, u, v, i, j = _first_tile(g, tile)
+    point = tiles * channels
+    for t in range(tiles):
+        row, column = u + i * step_h * g.dilation_h - g.top, v + j * step_w * g.dilation_w - g.left
+        row_0, row_1 = _inside(row, g.dilation_h, g.h, MH + RH - 1)
+        column_0, column_1 = _inside(column, g.dilation_w, g.w, MW + RW - 1)
+        transform(
+            INPUT, MH, RH, MW, RW, x, ((n * g.h + row) * g.w + column) * g.c + channel,
+            g.dilation_h * g.w * g.c, g.dilation_w * g.c, row_0, row_1, column_0, column_1,
+            scratch, target + t * channels, (MW + RW - 1) * point, point, MH + RH - 1, MW + RW - 1, channels,
+            False, x, 0,
+        )  # fmt: skip
+        n, u, v, i, j = _next_tile(g, n, u, v, i, j)
+
+
+@device
+def _transform_outputs(MH, RH, MW, RW, g, scratch, source, tile, tiles, width, bias, y, channel):
+    """Transform the products of `tiles` tiles back, add the bias, and write the outputs that exist."""
+    n, u, v, i, j = _first_tile(g, tile)
+    point = tiles * width
+    for t in range(tiles):
+        p, q = u + i * MH * g.dilation_h, v + j * MW * g.dilation_w
+        rows, columns = _ceil(g.p - p, g.dilation_h), _ceil(g.q - q, g.dilation_w)
+        transform(
+            OUTPUT, MH, RH, MW, RW, scratch, source + t * width, (MW + RW - 1) * point, point,
+            0, MH + RH - 1, 0, MW + RW - 1,
+            y, g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel, g.dilation_h * g.y_p, g.dilation_w * g.y_q,
+            rows, columns, width, g.add_bias, bias, channel,
+        )  # fmt: skip
+        n, u, v, i, j = _next_tile(g, n, u, v, i, j)
+
+
+@cache
+def winograd_correlate(MH: int, RH: int, MW: int, RW: int, MR: int, NR: int, LANES: int) -> Kernel:
+    """Make the kernel of one F(MH, RH) x F(MW, RW): the forward pass, and one phase of the input gradient."""
+    WIDTH = NR * LANES
+    POINTS = (MH + RH - 1) * (MW + RW - 1)
+
+    def winograd_correlate(x, weights, bias, y, scratch, queue, workers, geometry):
+        for worker in prange(workers):
+            g = geometry[0]
+            padded = _ceil(g.dg, LANES) * LANES
+            all_tiles = g.n * g.dilation_h * g.dilation_w * g.tiles_h * g.tiles_w
+            blocks_t = _ceil(all_tiles, g.block_t)
+            blocks_k = _channel_blocks(g.cg, g.block_k, LANES)
+            blocks_d = _channel_blocks(g.dg, g.block_d, LANES)
+            s_v = worker * g.scratch
+            s_u, s_m = s_v + g.s_u, s_v + g.s_m
+            while True:
+                task = fetch_add(queue)
+                if task >= g.tasks:
+                    break
+                # the task: a block of tiles, and channels d_0:d_1 of a group
+                block, rest = task % blocks_t, task // blocks_t
+                d_0, width_d = _channel_block(rest % blocks_d, g.dg, g.block_d, LANES)
+                group, d_1 = rest // blocks_d, d_0 + width_d
+                tile = block * all_tiles // blocks_t
+                tiles = (block + 1) * all_tiles // blocks_t - tile
+                rows = _ceil(tiles, MR)
+                for block_k in range(blocks_k):
+                    k, channels = _channel_block(block_k, g.cg, g.block_k, LANES)
+                    _transform_inputs(
+                        MH, RH, MW, RW, MH, MW, g, x, group * g.cg + k, channels, tile, tiles, scratch, s_v
+                    )
+                    for j in range(d_0, d_1, WIDTH):
+                        width = min(WIDTH, padded - j)
+                        if g.shared:
+                            u, u_0 = weights, (group * padded + j) * POINTS * g.cg + k * width
+                            u_point = g.cg * width
+                        else:
+                            u, u_0, u_point = scratch, s_u, channels * width
+                            source = (group * padded + j) * RH * RW * g.cg + k * width
+                            _transform_weights(
+                                MH, RH, MW, RW, weights, source, g.cg * width, scratch, s_u, u_point, u_point
+                            )
+                        for point in range(POINTS):
+                            for r in range(rows):
+                                t_0, t_1 = r * tiles // rows, (r + 1) * tiles // rows
+                                m_0 = s_m + (point * tiles + t_0) * width_d + j - d_0
+                                tile_product(
+                                    MR, NR, 0, t_1 - t_0, min(WIDTH, d_1 - j), 1, 1, channels,
+                                    scratch, s_v + (point * tiles + t_0) * channels, 0, 0, channels, 1,
+                                    u, u_0 + point * u_point, 0, 0, width,
+                                    k > 0, scratch, m_0, width_d, scratch, m_0, width_d,
+                                )  # fmt: skip
+                _transform_outputs(
+                    MH, RH, MW, RW, g, scratch, s_m, tile, tiles, width_d, bias, y, group * g.dg + d_0
+                )
+
+    return kernel(winograd_correlate)
+
+
+WINOGRAD_WEIGHT_GRAD = Fields(
+    # slices of the tiles, each of which has a part of `part` numbers; offsets into a worker's scratch
+    _TILES + "slices part s_dy s_m scratch tasks"
+)
+
+
+@device
+def _transform_filters(MH, RH, MW, RW, g, dy, channel, channels, tile, tiles, scratch, target):
+    """Transform `channels` channels of `tiles` tiles of dy, RH x RW pixels each: ``(points, tiles, channels)``."""
+    n, u, v, i, j = _first_tile(g, tile)
+    point = tiles * channels
+    c = g.groups * g.dg
+    for t in range(tiles):
+        p, q = u + i * RH * g.dilation_h, v + j * RW * g.dilation_w
+        transform(
+            WEIGHTS, MH, RH, MW, RW, dy, ((n * g.p + p) * g.q + q) * c + channel,
+            g.dilation_h * g.q * c, g.dilation_w * c,
+            0, _ceil(g.p - p, g.dilation_h), 0, _ceil(g.q - q, g.dilation_w),
+            scratch, target + t * channels, (MW + RW - 1) * point, point, MH + RH - 1, MW + RW - 1, channels,
+            False, dy, 0,
+        )  # fmt: skip
+        n, u, v, i, j = _next_tile(g, n, u, v, i, j)
+
+
+@cache
+def winograd_weight_grad(MH: int, RH: int, MW: int, RW: int, MR: int, NR: int, LANES: int) -> Kernel:
+    """Make the kernel of one F(MH, RH) x F(MW, RW), where MH x MW is the kernel and RH x RW a tile of dy."""
+    WIDTH = NR * LANES
+    POINTS = (MH + RH - 1) * (MW + RW - 1)
+
+    def winograd_weight_grad(x, dy, parts, scratch, queue, workers, geometry):
+        for worker in prange(workers):
+            g = geometry[0]
+            all_tiles = g.n * g.dilation_h * g.dilation_w * g.tiles_h * g.tiles_w
+            blocks_k = _channel_blocks(g.cg, g.block_k, LANES)
+            blocks_d = _channel_blocks(g.dg, g.block_d, LANES)
+            s_v = worker * g.scratch
+            s_dy, s_m = s_v + g.s_dy, s_v + g.s_m
+            while True:
+                task = fetch_add(queue)
+                if task >= g.tasks:
+                    break
+                # the task: d channels of y and k of x, from d_0 and k_0 of a group on, and a slice of the tiles
+                (d_0, d), rest = _channel_block(task % blocks_d, g.dg, g.block_d, LANES), task // blocks_d
+                (k_0, k), rest = _channel_block(rest % blocks_k, g.cg, g.block_k, LANES), rest // blocks_k
+                group, piece = rest % g.groups, rest // g.groups
+                first, last = piece * all_tiles // g.slices, (piece + 1) * all_tiles // g.slices
+                blocks_t, rows = _ceil(last - first, g.block_t), _ceil(d, MR)
+                for block in range(blocks_t):
+                    tile = first + block * (last - first) // blocks_t
+                    tiles = first + (block + 1) * (last - first) // blocks_t - tile
+                    _transform_inputs(
+                        MH, RH, MW, RW, RH, RW, g, x, group * g.cg + k_0, k, tile, tiles, scratch, s_v
+                    )
+                    _transform_filters(
+                        MH, RH, MW, RW, g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy
+                    )
+                    for point in range(POINTS):
+                        for j in range(0, k, WIDTH):
+                            for r in range(rows):
+                                m_0, m_1 = r * d // rows, (r + 1) * d // rows
+                                c_0 = s_m + (point * d + m_0) * k + j
+                                tile_product(
+                                    MR, NR, 1, m_1 - m_0, min(WIDTH, k - j), 1, 1, tiles,
+                                    scratch, s_dy + point * tiles * d + m_0, 0, 0, 1, d,
+                                    scratch, s_v + point * tiles * k + j, 0, 0, k,
+                                    block > 0, scratch, c_0, k, scratch, c_0, k,
+                                )  # fmt: skip
+                for m in range(d):
+                    target = piece * g.part + ((group * g.dg + d_0 + m) * MH * MW) * g.cg + k_0
+                    transform(
+                        OUTPUT, MH, RH, MW, RW, scratch, s_m + m * k, (MW + RW - 1) * d * k, d * k,
+                        0, MH + RH - 1, 0, MW + RW - 1,
+                        parts, target, MW * g.cg, g.cg, MH, MW, k, False, parts, 0,
+                    )  # fmt: skip
+
+    return kernel(winograd_weight_grad)

@@ -1,0 +1,287 @@
+"""Winograd's minimal filtering: fewer multiplications than any direct algorithm, on the same micro-kernel.
+
+F(4x4, 3x3) does in 36 products what a direct convolution does in 144, for the price of transforms that cost less the
+more channels share them. Stride 1 in the sense of each pass's correlation, so the phases of a strided input gradient
+qualify where they have taps enough; a dilated convolution is one of stride 1 on each of the interleaved grids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+
+from .. import arrays, machine
+from ..kernels.jit import Kernel
+from ..kernels.packing import pack_columns, pack_rows, packed_size
+from ..kernels.tile import register_tile
+from ..kernels.weight_grad import SUM_PARTS, sum_parts
+from ..kernels.winograd import (
+    WINOGRAD,
+    WINOGRAD_WEIGHT_GRAD,
+    winograd_correlate,
+    winograd_weight_grad,
+    winograd_weights,
+)
+from ..problem import ConvProblem, Pass
+from .axes import Axis, forward_axes, input_grad_axes, pack_geometry
+from .base import Array
+
+__all__ = ["Winograd"]
+
+#: Outputs of a tile, by taps, best first: tiles of six or four points, whose rounding errors stay within the bound.
+OUTPUTS = {1: (1,), 2: (4, 2), 3: (4, 2), 4: (3,), 5: (2,)}
+#: Elements of transformed x, and of products, that a task keeps in L2.
+BLOCK = 128 * 1024
+#: Tiles of a block where there are enough, and channels of x and of y.
+BLOCK_TILES = 56
+BLOCK_CHANNELS = 64
+#: Transform weights once for all tasks where more blocks of tiles than this would do it again.
+SHARED = 4
+#: weight_grad: tiles of one block, slices, and elements of all slices' parts.
+SUM_TILES = 56
+SLICES = 16
+PARTS_LIMIT = 4 * 2**20
+
+
+@dataclass(frozen=True)
+class _Form:
+    """F(m_h, r_h) x F(m_w, r_w)."""
+
+    m_h: int
+    r_h: int
+    m_w: int
+    r_w: int
+
+    @property
+    def points(self) -> int:
+        return (self.m_h + self.r_h - 1) * (self.m_w + self.r_w - 1)
+
+    @property
+    def key(self) -> tuple[int, int, int, int]:
+        return self.m_h, self.r_h, self.m_w, self.r_w
+
+
+def _form(rows: int, columns: int, p: int, q: int) -> _Form | None:
+    """Return the form with the fewest products for ``rows x columns`` taps and ``p x q`` outputs, None without gain."""
+    forms = [
+        _Form(m_h, rows, m_w, columns) for m_h in OUTPUTS.get(rows, ()) for m_w in OUTPUTS.get(columns, ())
+    ]
+    if not forms:
+        return None
+    products = {f: math.ceil(p / f.m_h) * math.ceil(q / f.m_w) * f.points for f in forms}
+    best = min(forms, key=lambda f: products[f])
+    return best if products[best] < rows * columns * p * q else None
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One correlation: its form, how w is packed for it, its geometry, and the elements it needs."""
+
+    form: _Form
+    pack: Array
+    geometry: Array
+    packed: int
+    shared: int
+    scratch: int
+
+
+def _tile(problem: ConvProblem) -> tuple[int, int, int]:
+    itemsize = problem.dtype.itemsize
+    return *register_tile(itemsize), machine.lanes(itemsize)
+
+
+def _even(size: int, limit: int) -> int:
+    """Return the block that cuts `size` into equal parts of at most `limit`."""
+    return math.ceil(size / math.ceil(size / limit))
+
+
+def _round(value: int) -> int:
+    return -(-value // 16) * 16
+
+
+def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward: bool, bias: bool) -> _Step:
+    _mr, nr, lanes = _tile(problem)
+    n, groups = problem.n, problem.groups
+    (h, w, c, cg), (out_h, out_w, out_c, dg) = (
+        ((problem.oh, problem.ow, problem.d, problem.dg), (problem.h, problem.w, problem.c, problem.cg))
+        if backward
+        else ((problem.h, problem.w, problem.c, problem.cg), (problem.oh, problem.ow, problem.d, problem.dg))
+    )
+    tiles_h = math.ceil(math.ceil(rows.out / rows.dilation) / form.m_h)
+    tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.m_w)
+    tiles = n * rows.dilation * columns.dilation * tiles_h * tiles_w
+    block_t = _even(tiles, BLOCK_TILES)
+    block_k = min(cg, max(lanes, BLOCK // (form.points * block_t) // lanes * lanes))
+    width = nr * lanes
+    block_d = max(width, min(BLOCK_CHANNELS, BLOCK // (form.points * block_t)) // width * width)
+    blocks_t, blocks_d = math.ceil(tiles / block_t), math.ceil((dg - lanes + 1) / block_d)
+    shared = blocks_t > SHARED
+    packed = packed_size(groups, dg, rows.taps * columns.taps * cg, lanes)
+    v = _round(form.points * block_t * (block_k + lanes))
+    u = 0 if shared else _round(form.points * (block_k + lanes) * width)
+    m = _round(form.points * block_t * (block_d + lanes))
+    geometry = WINOGRAD.record(
+        {
+            "n": n, "groups": groups, "h": h, "w": w, "c": c, "cg": cg, "dg": dg,
+            "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
+            "p": rows.out, "q": columns.out, "tiles_h": tiles_h, "tiles_w": tiles_w,
+            "block_t": block_t, "block_k": block_k, "block_d": block_d,
+            "y_0": (rows.start * out_w + columns.start) * out_c, "y_n": out_h * out_w * out_c,
+            "y_p": rows.step * out_w * out_c, "y_q": columns.step * out_c,
+            "shared": shared, "add_bias": bias, "s_u": v, "s_m": v + u, "scratch": v + u + m,
+            "tasks": groups * blocks_t * blocks_d,
+        }
+    )  # fmt: skip
+    transformed = packed_size(groups, dg, form.points * cg, lanes) if shared else 0
+    pack = pack_geometry(problem, rows, columns, backward, width)
+    return _Step(form, pack, geometry, packed, transformed, v + u + m)
+
+
+def _forms(problem: ConvProblem, pass_: Pass) -> list[tuple[Axis, Axis, _Form | None]]:
+    axes = input_grad_axes(problem) if pass_ == "input_grad" else [forward_axes(problem)]
+    return [
+        (rows, columns, _form(rows.taps, columns.taps, -(-rows.out // rows.dilation), -(-columns.out // columns.dilation)))
+        for rows, columns in axes
+    ]
+
+
+@lru_cache(maxsize=1024)
+def _steps(problem: ConvProblem, pass_: Pass, bias: bool) -> list[_Step]:
+    steps = []
+    for rows, columns, form in _forms(problem, pass_):
+        assert form is not None
+        steps.append(_step(problem, rows, columns, form, pass_ == "input_grad", bias))
+    return steps
+
+
+def _filter_form(problem: ConvProblem) -> _Form | None:
+    """Return the form of the weight gradient: the kernel is what comes out, a tile of dy is the filter."""
+    rows, columns = forward_axes(problem)
+    p, q = -(-rows.out // rows.dilation), -(-columns.out // columns.dilation)
+    form = _form(problem.kh, problem.kw, p, q)
+    return form and _Form(form.r_h, form.m_h, form.r_w, form.m_w)
+
+
+@lru_cache(maxsize=1024)
+def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[_Form, Array, Array]:
+    _mr, _nr, lanes = _tile(problem)
+    form = _filter_form(problem)
+    assert form is not None
+    rows, columns = forward_axes(problem)
+    tiles_h = math.ceil(math.ceil(rows.out / rows.dilation) / form.r_h)
+    tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.r_w)
+    tiles = problem.n * rows.dilation * columns.dilation * tiles_h * tiles_w
+    cg, dg, part = problem.cg, problem.dg, math.prod(problem.w_shape)
+    block_k, block_d = min(cg, BLOCK_CHANNELS), min(dg, BLOCK_CHANNELS)
+    blocks = math.ceil((cg - lanes + 1) / block_k) * math.ceil((dg - lanes + 1) / block_d) * problem.groups
+    slices = max(1, min(SLICES // blocks, tiles // SUM_TILES, PARTS_LIMIT // part))
+    block_t = _even(math.ceil(tiles / slices), SUM_TILES)
+    v, f = (_round(form.points * block_t * (block + lanes)) for block in (block_k, block_d))
+    m = _round(form.points * (block_k + lanes) * (block_d + lanes))
+    product = WINOGRAD_WEIGHT_GRAD.record(
+        {
+            "n": problem.n, "groups": problem.groups, "h": problem.h, "w": problem.w, "c": problem.c, "cg": cg,
+            "dg": dg, "dilation_h": rows.dilation, "dilation_w": columns.dilation,
+            "top": rows.before, "left": columns.before, "p": rows.out, "q": columns.out,
+            "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
+            "slices": slices, "part": part, "s_dy": v, "s_m": v + f, "scratch": v + f + m, "tasks": slices * blocks,
+        }
+    )  # fmt: skip
+    total = SUM_PARTS.record(
+        {
+            "slices": slices, "part": part, "groups": 1, "depth": part // problem.d, "dg": problem.d, "swap": 0,
+            "accumulate": accumulate, "tasks": problem.d,
+        }
+    )  # fmt: skip
+    return form, product, total
+
+
+def _queue() -> Array:
+    return np.zeros(1, np.int64)
+
+
+class Winograd:
+    """Winograd's minimal filtering F(4, 3) and its kin, blocked so that transformed data stay in L2."""
+
+    name = "winograd"
+    summary = "Winograd's minimal filtering, with transforms over channels and the same micro-kernel"
+
+    def supports(self, problem: ConvProblem, pass_: Pass) -> str | None:
+        """Stride 1, small kernels, and a vector of channels in each group."""
+        lanes = machine.lanes(problem.compute_dtype.itemsize)
+        if min(problem.cg, problem.dg) < lanes:
+            return f"it needs {lanes} channels in each group, of x and of y"
+        if problem.stride != (1, 1):
+            return "it needs stride 1"
+        if pass_ == "weight_grad":
+            forms = [_filter_form(problem)]
+        else:
+            forms = [form for *_, form in _forms(problem, pass_)]
+        if None in forms:
+            return f"it saves nothing on {problem.kh}x{problem.kw} kernels and {problem.oh}x{problem.ow} outputs"
+        return None
+
+    def workspace(self, problem: ConvProblem, pass_: Pass) -> int:
+        """Packed and transformed weights, each thread's blocks, and the parts of the weight gradient."""
+        problem = replace(problem, dtype=problem.compute_dtype)
+        if not problem.n:
+            return 0
+        if pass_ == "weight_grad":
+            _, product, _ = _weight_grad_steps(problem, False)
+            elements = int(product["scratch"][0]) * machine.threads() + int(product["slices"][0] * product["part"][0])
+        else:
+            steps = _steps(problem, pass_, True)
+            elements = max(s.packed + s.shared + s.scratch * machine.threads() for s in steps)
+        return elements * problem.dtype.itemsize
+
+    def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
+        """Correlate x with w."""
+        self._correlate(problem, _steps(problem, "forward", b is not None), x, w, b, y, pack_columns)
+
+    def input_grad(self, problem: ConvProblem, dy: Array, w: Array, dx: Array) -> None:
+        """Correlate dy with the flipped w, phase by phase."""
+        self._correlate(problem, _steps(problem, "input_grad", False), dy, w, None, dx, pack_rows)
+
+    def _correlate(
+        self,
+        problem: ConvProblem,
+        steps: list[_Step],
+        x: Array,
+        w: Array,
+        b: Array | None,
+        y: Array,
+        pack: Callable[[int, int], Kernel],
+    ) -> None:
+        mr, nr, lanes = _tile(problem)
+        workers = machine.threads()
+        x, w, y = x.reshape(-1), w.reshape(-1), y.reshape(-1)
+        packed = arrays.empty((max(s.packed for s in steps),), problem.dtype)
+        transformed = arrays.empty((max(s.shared for s in steps),), problem.dtype)
+        scratch = arrays.empty((max(s.scratch for s in steps) * workers,), problem.dtype)
+        for step in steps:
+            form, weights = step.form.key, packed
+            pack(nr * lanes, lanes)(w, packed, _queue(), workers, step.pack, workers=workers)
+            if step.shared:
+                weights = transformed
+                winograd_weights(*form, nr * lanes, lanes)(
+                    packed, weights, _queue(), workers, step.geometry, workers=workers
+                )
+            winograd_correlate(*form, mr, nr, lanes)(
+                x, weights, y if b is None else b, y, scratch, _queue(), workers, step.geometry, workers=workers
+            )
+
+    def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+        """Correlate x with dy, tile by tile, and add the slices."""
+        mr, nr, lanes = _tile(problem)
+        workers = machine.threads()
+        form, product, total = _weight_grad_steps(problem, accumulate)
+        parts = arrays.empty((int(product["slices"][0] * product["part"][0]),), problem.dtype)
+        scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
+        winograd_weight_grad(*form.key, mr, nr, lanes)(
+            x.reshape(-1), dy.reshape(-1), parts, scratch, _queue(), workers, product, workers=workers
+        )
+        sum_parts()(parts, dw.reshape(-1), _queue(), workers, total, workers=workers)

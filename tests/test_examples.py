@@ -1,0 +1,37 @@
+"""The examples run as a reader runs them, and do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(*arguments: object) -> str:
+    """Run an example in an interpreter of its own, where a warning is an error too; return what it prints."""
+    warnings = "error::RuntimeWarning,error::UserWarning"
+    environment = {**os.environ, "MPLBACKEND": "Agg", "PYTHONUTF8": "1", "PYTHONWARNINGS": warnings}
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_digits_learns_to_read_and_draws(tmp_path: Path) -> None:
+    figure = tmp_path / "digits.png"
+    lines = run(EXAMPLES / "digits.py", "--epochs", 8, "--out", figure).strip().splitlines()
+
+    last = re.fullmatch(r"test accuracy: (\d+\.\d)%", lines[-1])
+    assert last, lines[-1]
+    assert float(last[1]) >= 96  # under half of the epochs; the whole run reaches 97.5 and more
+
+    header = figure.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", header[16:24])
+    assert width > 1000
+    assert height > 700

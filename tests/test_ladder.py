@@ -1,0 +1,30 @@
+"""The ladder runs, checks its rungs, and refuses what its few lines cannot do."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+LADDER = Path(__file__).parent.parent / "examples" / "ladder.py"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(LADDER), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_every_rung_is_right_and_timed() -> None:
+    done = run("--layer", "n2h9w8c5d7k3x2")
+    assert (done.returncode, done.stderr) == (0, "")
+    for rung in ("article's tensordot", "plain Numba loops", "nhwconv's loop"):
+        assert done.stdout.count(rung) == 2
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"), [("n2h9w8c5d7k3s2", "leave s, p, l and g out"), ("n2h9", '"w" is missing')]
+)
+def test_what_it_cannot_do_is_told(layer: str, message: str) -> None:
+    done = run("--layer", layer)
+    assert done.returncode == 2
+    assert message in done.stderr

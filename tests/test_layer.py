@@ -1,0 +1,157 @@
+"""Conv2D, the article's layer: parameters, forward, backward, what it keeps and what it refuses."""
+
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+from cases import DTYPES
+
+import nhwconv as nc
+
+OPTIONS = {"stride": (2, 1), "padding": ((1, 0), (2, 1)), "dilation": (1, 2), "groups": 2}
+X = np.random.default_rng(0).standard_normal((3, 9, 8, 4))
+
+
+def test_parameters():
+    """W has the article's shape and He's deviation, b starts at zero, both in the layer's dtype."""
+    layer = nc.Conv2D(64, 96, (3, 5), rng=0)
+    assert layer.W.shape == (96, 3, 5, 64)
+    assert layer.b.shape == (96,)
+    assert layer.W.dtype == layer.b.dtype == np.float32
+    assert not layer.b.any()
+    count, deviation = layer.W.size, np.sqrt(2 / (3 * 5 * 64))
+    # Five standard errors of a normal sample's deviation and mean.
+    assert abs(layer.W.std() / deviation - 1) < 5 / np.sqrt(2 * count)
+    assert abs(layer.W.mean()) < 5 * deviation / np.sqrt(count)
+    assert layer.gradW is None
+    assert layer.gradb is None
+
+
+def test_groups_reduce_the_fan_in():
+    """With groups a kernel sees fewer channels, and its weights start larger."""
+    layer = nc.Conv2D(64, 64, 3, groups=64, rng=0)
+    assert layer.W.shape == (64, 3, 3, 1)
+    assert abs(layer.W.std() / np.sqrt(2 / 9) - 1) < 5 / np.sqrt(2 * layer.W.size)
+
+
+def test_rng():
+    """A seed and a generator of that seed give the same weights; another seed gives others, and so does none."""
+    weights = [nc.Conv2D(3, 4, 3, rng=rng).W for rng in (7, np.random.default_rng(7), 8, None, None)]
+    np.testing.assert_array_equal(weights[0], weights[1])
+    for i in range(1, 5):
+        for j in range(i):
+            assert (i, j) == (1, 0) or (weights[i] != weights[j]).any()
+
+
+def test_an_advanced_generator_is_used_as_it_is():
+    """Two layers that share a generator do not start alike."""
+    rng = np.random.default_rng(0)
+    assert (nc.Conv2D(3, 4, 3, rng=rng).W != nc.Conv2D(3, 4, 3, rng=rng).W).any()
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("options", [{}, OPTIONS], ids=["plain", "all"])
+def test_forward_and_backward_are_the_functions(options, dtype):
+    """forward is conv2d with W and b; backward sets gradW and gradb and returns dx, as conv2d_backward does."""
+    x = X.astype(dtype)
+    layer = nc.Conv2D(4, 6, 3, **options, dtype=dtype, rng=0)
+    layer.b[...] = np.arange(6)
+    y = layer.forward(x)
+    np.testing.assert_array_equal(y, nc.conv2d(x, layer.W, layer.b, **options))
+    eta = np.random.default_rng(1).standard_normal(y.shape).astype(dtype)
+    dx = layer.backward(eta)
+    g = nc.conv2d_backward(x, layer.W, eta, **options)
+    for got, expected in ((dx, g.dx), (layer.gradW, g.dw), (layer.gradb, g.db)):
+        np.testing.assert_array_equal(got, expected, strict=True)
+
+
+def test_first_layer_skips_the_input_gradient():
+    """needs_input_grad=False: backward returns None, and the other gradients are as always."""
+    first, inner = (nc.Conv2D(4, 6, 3, rng=0, dtype=float, needs_input_grad=needs) for needs in (False, True))
+    eta = np.ones_like(first.forward(X))
+    inner.forward(X)
+    assert first.backward(eta) is None
+    assert inner.backward(eta).shape == X.shape
+    np.testing.assert_array_equal(first.gradW, inner.gradW)
+    np.testing.assert_array_equal(first.gradb, inner.gradb)
+
+
+def test_without_bias():
+    """bias=False: no b, no gradb."""
+    layer = nc.Conv2D(4, 6, 3, bias=False, dtype=float, rng=0)
+    y = layer.forward(X)
+    np.testing.assert_array_equal(y, nc.conv2d(X, layer.W))
+    layer.backward(np.ones_like(y))
+    assert layer.b is None
+    assert layer.gradb is None
+    assert layer.gradW.shape == layer.W.shape
+
+
+def test_gradients_are_of_the_last_call():
+    """A second backward overwrites, and does not add; the arrays of the first stay as they were."""
+    layer = nc.Conv2D(4, 6, 3, dtype=float, rng=0)
+    eta = np.ones_like(layer.forward(X))
+    layer.backward(eta)
+    first, kept = layer.gradW, layer.gradW.copy()
+    layer.backward(2 * eta)
+    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_allclose(layer.gradW, 2 * first, rtol=1e-12)
+
+
+def test_training_reduces_the_loss():
+    """A few steps against the gradient fit a layer to another's output: parameters can be updated in place."""
+    teacher, pupil = nc.Conv2D(4, 2, 3, padding="same", dtype=float, rng=1), nc.Conv2D(
+        4, 2, 3, padding="same", dtype=float, rng=2
+    )
+    teacher.b[...] = 1, -1
+    target, losses = teacher.forward(X), []
+    for _ in range(50):
+        error = pupil.forward(X) - target
+        losses.append(float(np.mean(error**2)))
+        pupil.backward(2 * error / error[..., 0].size)
+        pupil.W -= 0.05 * pupil.gradW
+        pupil.b -= 0.05 * pupil.gradb
+    assert losses[-1] < losses[0] / 100
+    assert all(b < a for a, b in zip(losses, losses[1:], strict=False))
+
+
+def test_strategy_is_used():
+    """The layer passes its strategy on."""
+    layer = nc.Conv2D(4, 6, 3, strategy="tensordot", rng=0)
+    np.testing.assert_array_equal(layer.forward(X), nc.conv2d(X, layer.W, layer.b, strategy="tensordot"))
+    assert layer.options["strategy"] == "tensordot"
+
+
+def test_backward_needs_forward():
+    """backward without an input says what to do."""
+    with pytest.raises(RuntimeError, match=re.escape("Conv2D.backward: call forward first")):
+        nc.Conv2D(4, 6, 3).backward(np.ones((3, 7, 6, 6)))
+
+
+def test_errors_of_a_call_leave_the_layer_as_it_was():
+    """A bad x or eta raises, and the layer still knows its last good input and gradients."""
+    layer = nc.Conv2D(4, 6, 3, dtype=float, rng=0)
+    eta = np.ones_like(layer.forward(X))
+    layer.backward(eta)
+    gradients = layer.gradW, layer.gradb
+    with pytest.raises(ValueError, match="w has 4 input channels per group, but x has 5 channels in 1 group"):
+        layer.forward(np.ones((3, 9, 8, 5)))
+    with pytest.raises(ValueError, match="dy has shape"):
+        layer.backward(eta[:, 1:])
+    assert layer.gradW is gradients[0]
+    assert layer.gradb is gradients[1]
+    assert layer.backward(eta).shape == X.shape
+
+
+def test_array_likes_and_the_form_without_a_batch():
+    """Lists are arrays, and (H, W, C) is one image."""
+    layer = nc.Conv2D(4, 6, 3, dtype=float, rng=0)
+    y = layer.forward(X[0].tolist())
+    np.testing.assert_array_equal(y, nc.conv2d(X[0], layer.W, layer.b))
+    assert layer.backward(np.ones_like(y)).shape == X[0].shape
+
+
+def test_repr():
+    """A layer shows what it was made of."""
+    assert repr(nc.Conv2D(3, 16, 5)) == "Conv2D(3, 16, (5, 5))"

@@ -1,0 +1,193 @@
+"""Half types: stored as given, computed in float32, strip by strip, and rounded once at the end."""
+
+import ml_dtypes
+import numpy as np
+import oracle
+import pytest
+from cases import PASSES, Case, cases, draw_data, exact, refusal, run
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerance import assert_close, gamma
+
+import nhwconv as nc
+from nhwconv import arrays, bias, storage
+from nhwconv.problem import ConvProblem
+from nhwconv.strategies import REGISTRY
+
+HALVES = [np.float16, ml_dtypes.bfloat16]
+each_half = pytest.mark.parametrize("dtype", HALVES)
+each_pass = pytest.mark.parametrize("pass_", PASSES)
+
+PAD1 = ((1, 1), (1, 1))
+CASES = [
+    Case(n=3, h=9, w=8, c=5, d=18, padding=PAD1),
+    Case(n=2, h=12, w=9, c=6, d=4, kh=3, kw=2, stride=(2, 1), padding=((2, 0), (0, 1)), dilation=(2, 1), groups=2),
+    Case(n=1, h=7, w=7, c=9, d=9, groups=9, padding=PAD1),
+    Case(n=0),
+]
+
+
+@pytest.mark.parametrize("strategy", REGISTRY)
+@each_half
+@each_pass
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_half_types_are_computed_in_float32(case, pass_, dtype, strategy):
+    """The result errs by a float32 sum's error and one rounding to the half type, and has that type."""
+    if refusal(case, pass_, strategy) is not None:
+        return
+    data = draw_data(case, dtype)
+    got = run(case, data, pass_, strategy)
+    assert got.dtype == dtype
+    assert_close(got, *exact(case, data, pass_), case.length(pass_), strategy, case)
+
+
+@each_half
+@pytest.mark.parametrize("strip", [1, 100, 1000])
+def test_forward_adds_a_bias_once(dtype, strip, monkeypatch):
+    """In every strip."""
+    monkeypatch.setattr(storage, "STRIP", strip)
+    for case in CASES[:3]:
+        data = draw_data(case, dtype)
+        got = nc.conv2d(data.x, data.w, data.b, **case.options)
+        expected = oracle.with_absolute(oracle.forward, data.x, data.w, data.b, **case.options)
+        assert_close(got, *expected, case.length("forward") + 1, "loop", case)
+
+
+@each_half
+@each_pass
+@given(case=cases(), strip=st.sampled_from([1, 30, 200, 1000, 5000]), seed=st.integers(0, 9))
+def test_strips(pass_, dtype, case, strip, seed):
+    """However small the strips, of rows or of images, the result is the whole problem's."""
+    data = draw_data(case, dtype, seed)
+    out = np.full(shape_of(case, pass_), np.nan, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage, "STRIP", strip)
+        run(case, data, pass_, "tensordot", out=out)
+    assert_close(out, *exact(case, data, pass_), case.length(pass_), "tensordot", case)
+
+
+def shape_of(case, pass_):
+    return {"forward": case.y_shape, "weight_grad": case.w_shape, "input_grad": case.x_shape}[pass_]
+
+
+def problem_of(case):
+    return ConvProblem(
+        case.n, case.h, case.w, case.c, case.d, case.kh, case.kw, case.stride, case.padding, case.dilation, case.groups
+    )
+
+
+@each_pass
+@given(case=cases(), limit=st.integers(1, 5000))
+def test_strips_are_problems_that_cover_the_pass_once(pass_, case, limit):
+    """Each strip is a valid problem of the shapes that its slices cut out; written rows are disjoint and complete."""
+    problem = problem_of(case)
+    written = np.zeros(shape_of(case, "input_grad" if pass_ == "input_grad" else "forward")[:2], int)
+    x, y = np.empty(case.x_shape), np.empty(case.y_shape)
+    for strip in problem.strips(pass_, limit):
+        p = strip.problem
+        assert min(p.n, p.h, p.oh) >= 1
+        assert min(*p.padding[0]) >= 0
+        assert x[strip.x].shape == p.x_shape
+        assert y[strip.y].shape == p.y_shape
+        written[strip.x if pass_ == "input_grad" else strip.y] += 1
+    assert (written == 1).all()
+
+
+@each_pass
+def test_strips_are_as_small_as_asked(pass_):
+    """An image that is larger than the limit is cut into strips of about that size, a batch of small ones into images."""
+    problem = ConvProblem(2, 100, 100, 8, 8, 3, 3, padding=PAD1)
+    sizes = [np.prod(s.problem.x_shape) + np.prod(s.problem.y_shape) for s in problem.strips(pass_, 20_000)]
+    # A strip also reads the rows that its neighbours write: kh - 1 of them, of x or of y.
+    assert max(sizes) <= 20_000 + 2 * 100 * 8
+    assert len(sizes) >= 2 * problem.h * 100 * 16 / 20_000
+    small = ConvProblem(50, 10, 10, 8, 8, 3, 3, padding=PAD1)
+    assert [s.problem.n for s in small.strips(pass_, 16_000)] == [10] * 5
+    assert len(list(problem.strips(pass_, 10**9))) == 1
+
+
+@each_half
+def test_weight_gradients_are_summed_in_float32_and_rounded_once(dtype, monkeypatch):
+    """A sum of many strips does not lose what a half type would lose, and accumulating rounds once as well."""
+    monkeypatch.setattr(storage, "STRIP", 64)
+    case = Case(n=4, h=40, w=8, c=1, d=1, kh=1, kw=1)
+    ones = np.ones(case.x_shape, dtype)
+    # 1280: in bfloat16, which has 8 bits, adding 1 to 256 changes nothing.
+    assert nc.conv2d_weight_grad(ones, ones) == dtype(1280)
+    out = np.full(case.w_shape, 1000, dtype)
+    before = float(out[0, 0, 0, 0])
+    nc.conv2d_weight_grad(ones, ones, out=out, accumulate=True)
+    assert out[0, 0, 0, 0] == dtype(1280 + before)
+
+
+@each_half
+@pytest.mark.parametrize("strip", [1, 50, 10**6])
+def test_bias_gradient(dtype, strip, monkeypatch):
+    """Sums as float32 would, in strips too, and rounds once."""
+    monkeypatch.setattr(bias, "STRIP", strip)
+    dy = np.random.default_rng(0).standard_normal((3, 20, 20, 5)).astype(dtype)
+    wide = dy.astype(np.float64)
+    got = nc.conv2d_bias_grad(dy)
+    assert got.dtype == dtype
+    assert_close(got, wide.sum((0, 1, 2)), np.abs(wide).sum((0, 1, 2)), 1200, "tensordot")
+    out = np.ones(5, dtype)
+    nc.conv2d_bias_grad(dy, out=out, accumulate=True)
+    assert_close(out, wide.sum((0, 1, 2)) + 1, np.abs(wide).sum((0, 1, 2)) + 1, 1201, "tensordot")
+
+
+@each_half
+def test_backward(dtype):
+    """conv2d_backward serves half types, too."""
+    case = CASES[1]
+    data = draw_data(case, dtype)
+    g = nc.conv2d_backward(data.x, data.w, data.dy, **case.options)
+    assert {a.dtype for a in g} == {np.dtype(dtype)}
+    np.testing.assert_array_equal(g.dx, run(case, data, "input_grad", "auto"))
+    np.testing.assert_array_equal(g.dw, run(case, data, "weight_grad", "auto"))
+
+
+def test_float16_overflows_to_infinity_without_a_warning():
+    """65504 is float16's largest number: a larger sum is Inf, as it would be in PyTorch."""
+    x, w = np.full((1, 2, 2, 1), 300, np.float16), np.full((1, 1, 1, 1), 300, np.float16)
+    assert np.isinf(nc.conv2d(x, w)).all()
+    assert np.isinf(nc.conv2d_bias_grad(np.full((4, 4, 4), 60000, np.float16))).all()
+
+
+@each_half
+def test_nan_flows_through_half_types(dtype):
+    """Without a warning."""
+    x = np.full((1, 2, 2, 1), np.nan, dtype)
+    assert np.isnan(nc.conv2d(x, x).astype(np.float32)).all()
+    assert np.isnan(nc.conv2d_bias_grad(x).astype(np.float32)).all()
+
+
+def test_subnormal_halves_are_read_and_written():
+    """Subnormal float16 numbers are numbers."""
+    tiny = np.float16(2.0**-24)
+    x, w = np.full((1, 3, 3, 1), tiny), np.ones((1, 2, 2, 1), np.float16)
+    np.testing.assert_array_equal(nc.conv2d(x, w), np.full((1, 2, 2, 1), 4 * tiny))
+
+
+@each_pass
+@each_half
+def test_half_types_are_converted_in_blocks(pass_, dtype, monkeypatch):
+    """No call holds a whole wide copy of a large array: float32 arrays stay at strip size."""
+    largest = 0
+    empty = arrays.empty
+
+    def measured(shape, dtype):
+        nonlocal largest
+        if dtype == np.float32:
+            largest = max(largest, int(np.prod(shape)))
+        return empty(shape, dtype)
+
+    monkeypatch.setattr(arrays, "empty", measured)
+    monkeypatch.setattr(storage, "STRIP", 2**14)
+    case = Case(n=8, h=64, w=32, c=4, d=4, padding=PAD1)
+    run(case, draw_data(case, dtype), pass_, "tensordot")
+    assert 0 < largest <= 2**14
+
+
+def test_promises_for_halves():
+    """The tolerance of the tests above: much finer than a half type's own sum would be."""
+    assert gamma(1000, np.dtype(np.float32)) < float(ml_dtypes.finfo(np.float16).eps)

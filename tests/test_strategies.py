@@ -1,0 +1,184 @@
+"""Every strategy of the registry computes every pass of every convolution, as the oracle has it."""
+
+import re
+
+import numpy as np
+import pytest
+from cases import CHANNELS, DTYPES, PASSES, Case, cases, data_of, draw_data, exact, exact_of, refusal, run
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerance import assert_close
+
+import nhwconv as nc
+from nhwconv.strategies import AUTO, REGISTRY
+
+PAD1 = ((1, 1), (1, 1))
+
+GRID = [
+    # rows of 1 to 17 outputs, and longer ones: whole register tiles, and every rest
+    *(Case(n=1, h=3, w=w + 2, c=5, d=17) for w in range(1, 18)),
+    *(Case(n=1, h=2, w=w, c=16, d=32, kh=1, kw=1) for w in (13, 14, 15, 27, 28, 29, 42, 57)),
+    *(Case(n=1, h=4, w=w, c=3, d=33, padding=PAD1) for w in (7, 14, 15, 28, 31)),
+    # channels around vectors and panels, in both orders
+    *(Case(n=1, h=4, w=6, c=c, d=d) for c, d in zip(CHANNELS, reversed(CHANNELS), strict=True)),
+    *(Case(n=1, h=3, w=5, c=c, d=c, padding=PAD1) for c in CHANNELS),
+    *(Case(n=2, h=3, w=5, c=c, d=3, kh=1, kw=1) for c in (1, 31, 65)),
+    Case(n=1, h=3, w=3, c=130, d=129),
+    # kernel shapes: rows, columns, even sizes, as large as the input
+    *(Case(h=9, w=11, kh=kh, kw=kw) for kh, kw in ((1, 5), (5, 1), (2, 2), (2, 3), (4, 1), (7, 7), (9, 11))),
+    # H, W, N, C, D of 1, and no images
+    Case(n=1, h=1, w=9, kh=1, kw=3),
+    Case(n=1, h=9, w=1, kh=3, kw=1),
+    Case(n=1, h=1, w=1, kh=1, kw=1, c=1, d=1),
+    Case(n=1, h=1, w=1, kh=3, kw=3, padding=PAD1),
+    Case(n=3, h=6, w=6, c=1, d=1),
+    Case(n=2, h=6, w=6, c=1, d=6, kh=5, kw=5),
+    Case(n=0),
+    Case(n=0, c=6, d=6, groups=3, padding=PAD1),
+    # strides, larger than the kernel too, with inputs that they do not divide
+    *(Case(h=11, w=14, stride=s) for s in ((2, 2), (1, 2), (2, 1), (3, 3), (5, 4), (20, 20))),
+    *(Case(h=9, w=13, kh=1, kw=1, stride=s, c=16, d=8) for s in ((2, 2), (3, 2), (1, 3))),
+    Case(h=8, w=29, c=16, d=17, stride=(2, 2), padding=PAD1),
+    Case(h=23, w=23, c=3, d=32, kh=7, kw=7, stride=(2, 2), padding=((3, 3), (3, 3))),
+    # dilation, alone and with strides: with a common factor, and without
+    *(Case(h=13, w=15, dilation=(lh, lw)) for lh, lw in ((2, 2), (1, 3), (4, 1))),
+    *(
+        Case(h=17, w=19, dilation=dilation, stride=stride, padding=((2, 1), (0, 3)))
+        for dilation in ((2, 2), (4, 6), (3, 2))
+        for stride in ((2, 2), (4, 3), (6, 4))
+    ),
+    # padding: asymmetric, larger than the kernel, all there is of a window
+    Case(padding=((2, 0), (0, 3))),
+    Case(padding=((0, 1), (2, 0)), stride=(2, 3)),
+    Case(h=3, w=2, kh=2, kw=2, padding=((5, 4), (6, 3))),
+    Case(h=2, w=3, kh=3, kw=3, padding=((7, 7), (7, 7)), stride=(3, 2), dilation=(2, 2)),
+    Case(h=4, w=4, kh=1, kw=1, padding=((2, 1), (3, 0)), stride=(2, 2)),
+    # groups, depthwise, depthwise with a channel multiplier
+    Case(c=6, d=4, groups=2),
+    Case(c=32, d=48, groups=2, padding=PAD1, stride=(2, 2)),
+    Case(c=15, d=51, groups=3, dilation=(2, 1)),
+    Case(n=1, c=64, d=64, groups=4, padding=PAD1),
+    *(Case(h=6, w=9, c=c, d=c, groups=c, padding=PAD1) for c in (2, 7, 16, 17, 33, 64)),
+    *(Case(h=6, w=9, c=c, d=c * m, groups=c, padding=PAD1) for c, m in ((3, 2), (16, 3), (5, 17))),
+    Case(h=9, w=9, c=8, d=8, groups=8, stride=(2, 2), padding=((0, 1), (0, 1))),
+    Case(h=9, w=12, c=8, d=8, groups=8, kh=7, kw=7, padding=((3, 3), (3, 3)), dilation=(1, 2)),
+    # enough work to be cut into tasks, blocks and slices
+    Case(n=4, h=20, w=20, c=32, d=64, padding=PAD1),
+    Case(n=1, h=40, w=40, c=8, d=8, padding=PAD1),
+    Case(n=9, h=7, w=7, c=40, d=40, padding=PAD1),
+]
+
+supported = pytest.mark.parametrize("strategy", REGISTRY)
+
+
+def check(case, dtype, data, expected, pass_, strategy, **options):
+    """Run a pass and compare it with the oracle; a strategy that refuses the problem must say so."""
+    why = refusal(case, pass_, strategy, dtype)
+    if why is not None:
+        with pytest.raises(ValueError, match=re.escape(why)):
+            run(case, data, pass_, strategy, **options)
+        return None
+    got = run(case, data, pass_, strategy, **options)
+    assert got.dtype == dtype
+    assert_close(got, *expected, case.length(pass_), strategy, case)
+    return got
+
+
+@supported
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GRID, ids=str)
+def test_grid(case, dtype, pass_, strategy):
+    """Each strategy and pass equals the oracle on the sizes at which kernels go wrong."""
+    check(case, dtype, data_of(case, dtype), exact_of(case, dtype, pass_), pass_, strategy)
+
+
+@supported
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", [c for c in GRID if c.d > 12 or c.groups > 1 or c.n == 0], ids=str)
+def test_bias_is_added(case, dtype, strategy):
+    """A bias is added once to every output, whatever tile, panel or group computes it."""
+    if refusal(case, "forward", strategy, dtype):
+        return
+    data = data_of(case, dtype)
+    value, absolute = exact_of(case, dtype, "forward")
+    got = nc.conv2d(data.x, data.w, data.b, **case.options, strategy=strategy)
+    b = data.b.astype(np.float64)
+    assert_close(got, value + b, absolute + np.abs(b), case.length("forward") + 1, strategy, case)
+
+
+@supported
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", GRID[::3], ids=str)
+def test_weight_gradients_accumulate(case, dtype, strategy):
+    """With accumulate=True the gradient is added to what `out` held, once."""
+    if refusal(case, "weight_grad", strategy, dtype):
+        return
+    value, absolute = exact_of(case, dtype, "weight_grad")
+    before = np.random.default_rng(1).standard_normal(case.w_shape).astype(dtype)
+    out = before.copy()
+    run(case, data_of(case, dtype), "weight_grad", strategy, out=out, accumulate=True)
+    value, absolute = value + before, absolute + np.abs(before.astype(np.float64))
+    assert_close(out, value, absolute, case.length("weight_grad") + 1, strategy, case)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(case=cases(), seed=st.integers(0, 99))
+def test_any_convolution(dtype, pass_, case, seed):
+    """Each strategy equals the oracle on whatever Hypothesis finds, and overwrites an `out` full of NaN."""
+    data = draw_data(case, dtype, seed)
+    expected = exact(case, data, pass_)
+    shape = {"forward": case.y_shape, "weight_grad": case.w_shape, "input_grad": case.x_shape}[pass_]
+    for strategy in REGISTRY:
+        out = np.full(shape, np.nan, dtype)
+        got = check(case, dtype, data, expected, pass_, strategy, out=out)
+        assert got is None or got is out
+
+
+@supported
+@pytest.mark.parametrize("pass_", PASSES)
+def test_nan_and_inf_flow_through(pass_, strategy):
+    """NaN and Inf are data: they reach exactly the results whose sums they are part of, and no warning is given."""
+    case = Case(n=1, h=6, w=20, c=5, d=18, padding=PAD1)
+    if strategy not in ("loop", "im2col", "tensordot", "depthwise") or refusal(case, pass_, strategy):
+        pytest.skip("Winograd spreads a NaN over its tile")
+    data = draw_data(case, np.float32)
+    name = "x" if pass_ != "input_grad" else "dy"
+    array = getattr(data, name)
+    array[0, 2, 3, 1] = np.nan
+    array[0, 4, 15, 4], array[0, 4, 15, 3] = np.inf, -np.inf
+    clean = data._replace(**{name: np.where(np.isfinite(array), array, 0)})
+    # Where a marker of 1 in place of a NaN or Inf, and 0 elsewhere, gives something else than 0, that value is read.
+    ones = data._replace(**{n: np.ones_like(a) for n, a in data._asdict().items()})
+    reached = exact(case, ones._replace(**{name: (~np.isfinite(array)).astype(np.float32)}), pass_)[0] != 0
+    got = run(case, data, pass_, strategy)
+    assert not np.isfinite(got[reached]).any()
+    value, absolute = exact(case, clean, pass_)
+    assert np.isnan(got).any()
+    assert_close(got[~reached], value[~reached], absolute[~reached], case.length(pass_), strategy)
+
+
+@supported
+@pytest.mark.parametrize("pass_", PASSES)
+def test_same_call_gives_same_bits(pass_, strategy):
+    """A call repeated gives the same bits: nothing depends on which thread comes first, or on old scratch."""
+    if strategy not in AUTO:
+        pytest.skip("promised only for what auto may choose")
+    case = Case(n=5, h=15, w=17, c=20, d=24, padding=PAD1, stride=(2, 1))
+    data = data_of(case, np.float32)
+    first = run(case, data, pass_, strategy).tobytes()
+    assert all(run(case, data, pass_, strategy).tobytes() == first for _ in range(20))
+
+
+def test_workspace_is_bounded():
+    """The memory that each strategy reports stays under max(64 MiB, 10% of the arrays), packed weights aside."""
+    for case in (Case(n=64, h=224, w=224, c=64, d=64, padding=PAD1), Case(n=64, h=56, w=56, c=256, d=64, kh=1, kw=1)):
+        for name, strategy in REGISTRY.items():
+            if name == "tensordot":  # exempt
+                continue
+            for pass_ in PASSES:
+                plan = nc.plan(pass_, case.x_shape, case.w_shape, **case.options, strategy=name)
+                weights = 4 * np.prod(case.w_shape)
+                assert strategy.supports(plan.problem, pass_) is None
+                assert plan.workspace <= max(64 * 2**20, plan.problem.bytes // 10) + 2 * weights, (name, pass_, case)

@@ -1,0 +1,199 @@
+"""Threads and forks: the same bits however many there are, and calls that survive them, under every threading layer."""
+
+import os
+
+import child
+import numpy as np
+import pytest
+import threaded
+from cases import DTYPES, PASSES, Case, data_of, random_case, run
+
+from nhwconv import machine
+from nhwconv.kernels import jit
+from nhwconv.strategies import AUTO, REGISTRY
+
+LAYERS = ["workqueue", "omp", "tbb"]
+each_layer = pytest.mark.parametrize("layer", LAYERS)
+
+
+@pytest.fixture(autouse=True)
+def _skip_absent_layers(request):
+    layer = request.node.callspec.params.get("layer") if hasattr(request.node, "callspec") else None
+    if layer == "tbb" and threaded.find_tbb() is None:
+        pytest.skip("tbb is not installed")
+    if layer == "omp":
+        pytest.importorskip("numba.np.ufunc.omppool", exc_type=ImportError)
+
+
+class Form:
+    """Replaces `Kernel.__call__`: every kernel runs in one form, and calls are counted."""
+
+    def __init__(self, name):
+        self.name, self.calls = name, 0
+
+    def __get__(self, kernel, owner=None):
+        def call(*arguments, workers):
+            self.calls += 1
+            jit._launcher.start()
+            getattr(kernel, self.name)(*arguments)
+
+        return call
+
+
+def bits(monkeypatch, case, dtype, pass_, strategy, form, workers):
+    """Return a result's bits when every kernel runs in this form, with so many workers."""
+    with monkeypatch.context() as patch:
+        patch.setattr(machine, "threads", lambda: workers)
+        patch.setattr(jit.Kernel, "__call__", form)
+        return run(case, data_of(case, dtype), pass_, strategy).tobytes()
+
+
+RNG = np.random.default_rng(5)
+SOME = [*threaded.LARGE, threaded.SMALL, *(random_case(RNG) for _ in range(8))]
+
+
+@pytest.mark.parametrize("strategy", AUTO)
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_serial_twins_give_the_bits_of_parallel_kernels(dtype, pass_, strategy, monkeypatch):
+    """One worker or five, in one thread or several: the bits are the same."""
+    serial, parallel = Form("serial"), Form("parallel")
+    compared = 0
+    for case in SOME:
+        problem_refused = REGISTRY[strategy].supports(problem_of(case, pass_, dtype), pass_)
+        if case.n == 0 or problem_refused:
+            continue
+        expected = bits(monkeypatch, case, dtype, pass_, strategy, serial, 1)
+        for form, workers in ((parallel, 1), (serial, 2), (parallel, 2), (parallel, 3), (serial, 5), (parallel, 5)):
+            assert bits(monkeypatch, case, dtype, pass_, strategy, form, workers) == expected, (form.name, workers, case)
+        compared += 1
+    assert compared
+    assert serial.calls >= compared
+    assert parallel.calls >= compared
+
+
+def problem_of(case, pass_, dtype):
+    import nhwconv as nc
+
+    return nc.plan(pass_, case.x_shape, case.w_shape, dtype=dtype, **case.options, strategy="tensordot").problem
+
+
+def test_bits_depend_on_no_number_of_threads_and_no_layer():
+    """NUMBA_NUM_THREADS 1, 2, 3 and 5, set_num_threads below that, three threading layers: one hash."""
+    code = "import sys, threaded; threaded.print_bits(*sys.argv[1:])"
+    layers = [layer for layer in LAYERS if layer != "tbb" or threaded.find_tbb()]
+    jobs = [(layers[0], 5, [1, 2, 3, 5]), (layers[-1], 3, [3]), (layers[1], 2, [2, 1]), (layers[1], 1, [1])]
+    hashes = set()
+    for layer, most, threads in jobs:
+        *found, ran = child.run(code, *threads, NUMBA_NUM_THREADS=most, NUMBA_THREADING_LAYER=layer).split()
+        assert len(found) == len(threads)
+        assert ran == layer
+        hashes |= set(found)
+    assert len(hashes) == 1
+
+
+@each_layer
+def test_sixteen_threads_call_at_once(layer):
+    """400 calls from 16 Python threads: none crashes, each result has the bits of a lone call."""
+    code = "import threaded; threaded.sixteen_threads()"
+    assert child.run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=3).split() == [layer, "400"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@each_layer
+def test_a_forked_child_computes(layer):
+    """After a parallel call, a child and its own child compute the same bits, and so does the parent afterwards."""
+    code = "import threaded; threaded.fork_after_a_parallel_call()"
+    assert child.run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2).split() == [layer]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("layer", ["workqueue", "omp"])
+def test_a_child_forked_in_the_middle_of_a_call_computes(layer):
+    """Another thread was inside a kernel, and held the lock, when the child was made."""
+    code = "import threaded; threaded.fork_while_another_thread_computes()"
+    assert child.run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2).split() == ["done"]
+
+
+def test_set_num_threads_is_respected(monkeypatch):
+    """Kernels get as many workers as Numba's setting says, and one where the problem is tiny."""
+    import numba
+
+    seen = []
+    original = jit.Kernel.__call__
+
+    def call(kernel, *arguments, workers):
+        seen.append(workers)
+        original(kernel, *arguments, workers=workers)
+
+    monkeypatch.setattr(jit.Kernel, "__call__", call)
+    before = numba.get_num_threads()
+    try:
+        for n in range(1, numba.config.NUMBA_NUM_THREADS + 1):
+            numba.set_num_threads(n)
+            for pass_ in PASSES:
+                seen.clear()
+                run(threaded.LARGE[0], data_of(threaded.LARGE[0], np.float32), pass_, "loop")
+                assert max(seen) == n
+                seen.clear()
+                run(threaded.SMALL, data_of(threaded.SMALL, np.float32), pass_, "loop")
+                assert set(seen) == {1}
+    finally:
+        numba.set_num_threads(before)
+
+
+class Recorder:
+    """Stands for a dispatcher: remembers that it ran."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def __call__(self, *arguments):
+        self.log.append(self.name)
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """A kernel whose forms only say which one ran, and a launcher of its own."""
+    monkeypatch.setattr(jit, "_launcher", jit._Launcher())
+    kernel, log = jit.Kernel(lambda: None), []
+    kernel.serial, kernel.parallel = Recorder("serial", log), Recorder("parallel", log)
+    return kernel, log
+
+
+def test_which_form_runs(recorded):
+    """Serial for one worker, in an orphan, and when workqueue is busy; parallel otherwise."""
+    kernel, log = recorded
+    kernel(workers=1)
+    assert jit._launcher.layer is None  # a serial call starts no threads
+    kernel(workers=2)
+    jit._launcher.layer = "workqueue"
+    kernel(workers=2)
+    assert not jit._launcher.lock.locked()
+    with jit._launcher.lock:
+        kernel(workers=2)
+        jit._launcher.layer = "omp"
+        kernel(workers=2)
+    jit._launcher.orphaned = True
+    kernel(workers=2)
+    assert log == ["serial", "parallel", "parallel", "serial", "parallel", "serial"]
+
+
+def test_an_error_frees_the_lock(recorded):
+    """A launch that raises does not lock the others out."""
+    kernel, _ = recorded
+    jit._launcher.layer = "workqueue"
+
+    def fails():
+        raise KeyboardInterrupt
+
+    kernel.parallel = fails
+    with pytest.raises(KeyboardInterrupt):
+        kernel(workers=2)
+    assert not jit._launcher.lock.locked()
+
+
+def test_small_case_is_small():
+    """The cases are what they claim to be."""
+    assert isinstance(threaded.SMALL, Case)
+    assert all(np.prod(c.y_shape) * c.length("forward") > 10 * 500_000 / 2 for c in threaded.LARGE[:1])
