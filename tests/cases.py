@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
 import numpy as np
-import oracle
 
 import nhwconv as nc
+import oracle
 
 #: Around one and two vectors of float64 and float32 lanes, for every width from SSE to AVX-512, and around a panel.
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65)

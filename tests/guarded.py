@@ -16,12 +16,12 @@ import sys
 from typing import Any
 
 import numpy as np
-from cases import DTYPES, PASSES, draw_data, random_case, refusal
-from tolerance import assert_close
 
 import nhwconv as nc
+from cases import DTYPES, PASSES, draw_data, random_case, refusal
 from nhwconv import arrays
 from nhwconv.strategies import REGISTRY
+from tolerance import assert_close
 
 PAGE = mmap.PAGESIZE
 NO_ACCESS, READ_ONLY = 0, 1

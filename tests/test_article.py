@@ -5,10 +5,10 @@ Design, section 1: weight and bias gradients, from one sample and one channel to
 
 import numpy as np
 import pytest
-from tolerance import assert_close, gamma
 
 import nhwconv as nc
 from nhwconv.strategies import REGISTRY
+from tolerance import assert_close, gamma
 
 N, H, W, C, D, KH, KW = 3, 9, 8, 4, 5, 3, 2
 OH, OW = H - KH + 1, W - KW + 1

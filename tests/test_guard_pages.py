@@ -4,8 +4,9 @@ import os
 import signal
 import sys
 
-import child
 import pytest
+
+import child
 
 pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs mprotect")
 

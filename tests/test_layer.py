@@ -5,9 +5,9 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from cases import DTYPES
 
 import nhwconv as nc
+from cases import DTYPES
 
 OPTIONS = {"stride": (2, 1), "padding": ((1, 0), (2, 1)), "dilation": (1, 2), "groups": 2}
 X = np.random.default_rng(0).standard_normal((3, 9, 8, 4))

@@ -7,15 +7,15 @@ import pkgutil
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
-from cases import DTYPES, PASSES, Case, cases, data_of, draw_data, exact, refusal, run
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerance import assert_close, gamma
 
 import nhwconv as nc
+import oracle
+from cases import DTYPES, PASSES, Case, cases, data_of, draw_data, exact, refusal, run
 from nhwconv.strategies import REGISTRY
+from tolerance import assert_close, gamma
 
 PAD1 = ((1, 1), (1, 1))
 CASE = Case(n=2, h=7, w=9, c=6, d=8, kh=3, kw=2, stride=(1, 2), padding=((1, 0), (2, 1)), groups=2)

@@ -5,9 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from cases import PASSES
 
 import nhwconv as nc
+from cases import PASSES
 from nhwconv import planning
 from nhwconv.strategies import AUTO, REGISTRY
 from nhwconv.strategies.base import Strategy

@@ -2,17 +2,17 @@
 
 import ml_dtypes
 import numpy as np
-import oracle
 import pytest
-from cases import PASSES, Case, cases, draw_data, exact, refusal, run
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerance import assert_close, gamma
 
 import nhwconv as nc
+import oracle
+from cases import PASSES, Case, cases, draw_data, exact, refusal, run
 from nhwconv import arrays, bias, storage
 from nhwconv.problem import ConvProblem
 from nhwconv.strategies import REGISTRY
+from tolerance import assert_close, gamma
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
 each_half = pytest.mark.parametrize("dtype", HALVES)

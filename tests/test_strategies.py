@@ -4,13 +4,13 @@ import re
 
 import numpy as np
 import pytest
-from cases import CHANNELS, DTYPES, PASSES, Case, cases, data_of, draw_data, exact, exact_of, refusal, run
 from hypothesis import given
 from hypothesis import strategies as st
-from tolerance import assert_close
 
 import nhwconv as nc
+from cases import CHANNELS, DTYPES, PASSES, Case, cases, data_of, draw_data, exact, exact_of, refusal, run
 from nhwconv.strategies import AUTO, REGISTRY
+from tolerance import assert_close
 
 PAD1 = ((1, 1), (1, 1))
 

@@ -2,12 +2,12 @@
 
 import os
 
-import child
 import numpy as np
 import pytest
+
+import child
 import threaded
 from cases import DTYPES, PASSES, Case, data_of, random_case, run
-
 from nhwconv import machine
 from nhwconv.kernels import jit
 from nhwconv.strategies import AUTO, REGISTRY

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cases import PASSES, Case, data_of, exact_of, run
-from tolerance import assert_close
 
 import nhwconv as nc
+from cases import PASSES, Case, data_of, exact_of, run
+from tolerance import assert_close
 
 PAD1 = ((1, 1), (1, 1))
 
@@ -176,14 +176,14 @@ def dispatchers() -> list[Any]:
     return [form for k in kernels for form in (k.parallel, k.serial)]
 
 
-def compile_some(seed: str, calls: str) -> None:
-    """Run passes and dtypes in an order that the seed gives, checked; print how many kernels were loaded and compiled."""
-    rng = np.random.default_rng(int(seed))
-    jobs = [(case, dtype, pass_) for case in (SMALL, LARGE[0]) for dtype in (np.float32, np.float64) for pass_ in PASSES]
-    order = [jobs[i] for i in rng.permutation(len(jobs))]
-    for case, dtype, pass_ in (order * (1 + int(calls) // len(order)))[: int(calls)]:
-        got = run(case, data_of(case, dtype), pass_, "loop")
-        assert_close(got, *exact_of(case, dtype, pass_), case.length(pass_), "loop", case)
+def small_calls(first: str, jobs: str, calls: str) -> None:
+    """Make calls, checked, that go round so many of the six passes and dtypes; print the cache's statistics."""
+    every = [(pass_, dtype) for dtype in (np.float32, np.float64) for pass_ in PASSES]
+    some = [every[(int(first) + i) % 6] for i in range(int(jobs))]
+    for i in range(int(calls)):
+        pass_, dtype = some[i % len(some)]
+        got = run(SMALL, data_of(SMALL, dtype), pass_, "loop")
+        assert_close(got, *exact_of(SMALL, dtype, pass_), SMALL.length(pass_), "loop", SMALL)
     print_cache_statistics()
 
 

@@ -38,4 +38,5 @@ def _column_sums(dy: Array) -> Array:
     geometry = COLUMN_SUMS.record({"pixels": pixels, "d": d, "block": BLOCK, "tasks": tasks})
     workers = 1 if dy.size < SERIAL else machine.threads()
     column_sums()(dy.reshape(-1), parts.reshape(-1), np.zeros(1, np.int64), workers, geometry, workers=workers)
-    return parts.sum(0, dtype=np.float64)
+    total: Array = parts.sum(0, dtype=np.float64)
+    return total

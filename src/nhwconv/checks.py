@@ -238,10 +238,8 @@ def _ranks(
     hint = ""
     if ranks[0] == 3 and ranks[1] in (2, 3):
         hint = _NO_CHANNELS[names[0]]
-    fail(
-        function,
-        f"{names[0]} of shape {shapes[0]} and {names[1]} of shape {shapes[1]} do not go together; expected {accepted}{hint}",
-    )
+    given = f"{names[0]} of shape {shapes[0]} and {names[1]} of shape {shapes[1]}"
+    fail(function, f"{given} do not go together; expected {accepted}{hint}")
 
 
 _FORWARD_FORMS = {
@@ -314,10 +312,8 @@ def _build(
         if out < 1:
             before, after = problem.padding[axis]
             reach = problem.dilation[axis] * (length - 1) + 1
-            fail(
-                function,
-                f"the kernel spans {reach} {('rows', 'columns')[axis]}, but the padded input has only {size + before + after}",
-            )
+            span = f"{reach} {('rows', 'columns')[axis]}"
+            fail(function, f"the kernel spans {span}, but the padded input has only {size + before + after}")
     return problem
 
 

@@ -1,4 +1,4 @@
-"""This CPU, as Numba compiles for it: vector width, registers, fused multiply-add, threads.
+"""The CPU as Numba compiles for it: vector width, registers, fused multiply-add, threads.
 
 Numba's target can differ from the processor (`NUMBA_CPU_NAME`, `NUMBA_CPU_FEATURES`), so the compiler is asked, not
 the operating system: a vector addition is compiled and its assembly shows which registers it uses.
@@ -34,7 +34,7 @@ def _assembly() -> str:
 
 
 def _is_x86() -> bool:
-    return llvm.get_process_triple().startswith(("x86", "i386", "i686", "amd64"))
+    return str(llvm.get_process_triple()).startswith(("x86", "i386", "i686", "amd64"))
 
 
 @cache

@@ -122,7 +122,7 @@ class _KernelCache(FunctionCache):
         super().__init__(py_func)
         self._cache_path = str(cache_folder())
         self._impl.locator.ensure_cache_path = lambda: None
-        self._cache_file = _Store(f"{py_func.__module__}.{py_func.__qualname__}", options)
+        self._cache_file: Any = _Store(f"{py_func.__module__}.{py_func.__qualname__}", options)
 
 
 def _compiled(py_func: Callable[..., Any], **options: Any) -> Dispatcher:

@@ -1,6 +1,6 @@
 """im2col and col2im: the patches that output pixels read, as rows of a matrix, and their sum back into pixels.
 
-``patches[pixel, r, s, k]`` is what tap ``(r, s)`` of an output pixel reads in channel ``k`` of one group; zero outside x.
+``patches[pixel, r, s, k]`` is what tap ``(r, s)`` of an output pixel reads in channel ``k`` of a group; zero outside.
 """
 
 from __future__ import annotations

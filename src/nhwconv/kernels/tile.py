@@ -47,42 +47,12 @@ def tile_product(
     a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m,
 ):  # fmt: skip
     """Compute one tile; see the module's first lines. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
+    kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
     literal = [v.literal_value for v in (MR, NR, exact)]
-    signature = types.void(
-        MR, NR, exact, rows, columns, R1, R2, K,
-        a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m,
-    )  # fmt: skip
+    signature = types.void(*kinds.values())
 
     def codegen(context, builder, sig, args):
-        names = [
-            "MR",
-            "NR",
-            "exact",
-            "rows",
-            "columns",
-            "R1",
-            "R2",
-            "K",
-            "a",
-            "a0",
-            "a_r",
-            "a_q",
-            "a_m",
-            "a_k",
-            "b",
-            "b0",
-            "b_r",
-            "b_q",
-            "b_k",
-            "add",
-            "e",
-            "e0",
-            "e_m",
-            "c",
-            "c0",
-            "c_m",
-        ]
-        kind, value = dict(zip(names, sig.args, strict=True)), dict(zip(names, args, strict=True))
+        kind, value = dict(zip(kinds, sig.args, strict=True)), dict(zip(kinds, args, strict=True))
 
         def number(name):
             return index(context, builder, kind[name], value[name])

@@ -1,6 +1,7 @@
 """The weight gradient: for every tap, a matrix product of dy and x whose long axis is the pixels.
 
-    dw[j, r, s, k] = sum over n, p, q of dy[n, p, q, j] * x[n, p*stride - top + r*dilation, q*stride - left + s*dilation, k]
+    dw[j, r, s, k] = sum over n, p, q of
+                     dy[n, p, q, j] * x[n, p*stride - top + r*dilation, q*stride - left + s*dilation, k]
 
 The pixels are cut into slices, each of them into blocks of rows that stay in L2. A slice sums its blocks into a part of
 its own; the parts are added in their order. Both cuts follow from the problem, so the bits do too.

@@ -30,7 +30,9 @@ __all__ = ["WINOGRAD", "WINOGRAD_WEIGHT_GRAD", "winograd_correlate", "winograd_w
 
 INPUT, WEIGHTS, OUTPUT = 0, 1, 2
 
-_INTS = "s_row s_column row_0 row_1 column_0 column_1 t_row t_column rows columns count".split()
+_INTS = (
+    "s_row", "s_column", "row_0", "row_1", "column_0", "column_1", "t_row", "t_column", "rows", "columns", "count",
+)  # fmt: skip
 
 
 @intrinsic(prefer_literal=True)
@@ -45,18 +47,12 @@ def transform(
     elsewhere; results are written at ``t0 + i*t_row + j*t_column`` where ``i < rows`` and ``j < columns``. Where `add`,
     ``e[e0 + channel]`` is added. ``count`` is at least LANES: the last vector overlaps the one before.
     """
+    kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
     which_, *form = (v.literal_value for v in (which, MH, RH, MW, RW))
-    signature = types.void(
-        which, MH, RH, MW, RW, source, s0, s_row, s_column, row_0, row_1, column_0, column_1,
-        target, t0, t_row, t_column, rows, columns, count, add, e, e0,
-    )  # fmt: skip
+    signature = types.void(*kinds.values())
 
     def codegen(context, builder, sig, args):
-        names = (
-            "which MH RH MW RW source s0 s_row s_column row_0 row_1 column_0 column_1 "
-            "target t0 t_row t_column rows columns count add e e0"
-        ).split()
-        kind, value = dict(zip(names, sig.args, strict=True)), dict(zip(names, args, strict=True))
+        kind, value = dict(zip(kinds, sig.args, strict=True)), dict(zip(kinds, args, strict=True))
 
         def number(name):
             return index(context, builder, kind[name], value[name])
@@ -234,7 +230,7 @@ WINOGRAD = Fields(
 
 @cache
 def winograd_weights(MH: int, RH: int, MW: int, RW: int, WIDTH: int, LANES: int) -> Kernel:
-    """Make the kernel that transforms packed weights: ``(panels, taps, cg, width)`` to ``(panels, points, cg, width)``."""
+    """Make the kernel that transforms packed weights: ``(panels, taps, cg, width)``, afterwards with points for taps."""
 
     def winograd_weights(packed, transformed, queue, workers, geometry):
         for _worker in prange(workers):
@@ -355,9 +351,7 @@ def winograd_correlate(MH: int, RH: int, MW: int, RW: int, MR: int, NR: int, LAN
                                     u, u_0 + point * u_point, 0, 0, width,
                                     k > 0, scratch, m_0, width_d, scratch, m_0, width_d,
                                 )  # fmt: skip
-                _transform_outputs(
-                    MH, RH, MW, RW, g, scratch, s_m, tile, tiles, width_d, bias, y, group * g.dg + d_0
-                )
+                _transform_outputs(MH, RH, MW, RW, g, scratch, s_m, tile, tiles, width_d, bias, y, group * g.dg + d_0)
 
     return kernel(winograd_correlate)
 
@@ -413,12 +407,8 @@ def winograd_weight_grad(MH: int, RH: int, MW: int, RW: int, MR: int, NR: int, L
                 for block in range(blocks_t):
                     tile = first + block * (last - first) // blocks_t
                     tiles = first + (block + 1) * (last - first) // blocks_t - tile
-                    _transform_inputs(
-                        MH, RH, MW, RW, RH, RW, g, x, group * g.cg + k_0, k, tile, tiles, scratch, s_v
-                    )
-                    _transform_filters(
-                        MH, RH, MW, RW, g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy
-                    )
+                    _transform_inputs(MH, RH, MW, RW, RH, RW, g, x, group * g.cg + k_0, k, tile, tiles, scratch, s_v)
+                    _transform_filters(MH, RH, MW, RW, g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy)
                     for point in range(POINTS):
                         for j in range(0, k, WIDTH):
                             for r in range(rows):

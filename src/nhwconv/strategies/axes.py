@@ -27,6 +27,11 @@ class Axis:
         self.first_tap, self.tap_step = 0, 1
 
     @property
+    def plain(self) -> bool:
+        """Whether outputs and pixels are the same positions, read as they are."""
+        return (self.out, self.stride, self.step, self.before) == (self.size, 1, 1, 0)
+
+    @property
     def padded(self) -> bool:
         """Whether a tap of an output lies outside."""
         last = (self.out - 1) * self.stride - self.before + (self.taps - 1) * self.dilation
@@ -34,6 +39,7 @@ class Axis:
 
 
 def forward_axes(problem: ConvProblem) -> tuple[Axis, Axis]:
+    """Return the axes of the forward pass: what y's pixels read from x."""
     (top, _), (left, _) = problem.padding
     (sh, sw), (lh, lw) = problem.stride, problem.dilation
     return (

@@ -25,8 +25,8 @@ __all__ = ["Depthwise"]
 
 #: Below this many FLOPs a parallel launch costs more than it saves.
 SERIAL_FLOPS = 500_000
-#: Most taps of a row that are unrolled; longer rows are chunks.
-MAX_TAPS = 7
+#: Kernel sizes whose rows of taps are unrolled whole, or in the two phases of stride 2; others are chunks of 2 and 1.
+UNROLLED = (3, 5, 7)
 #: Numbers of x and y that a task moves: enough to be worth a place in the queue, few enough for L2.
 TASK_ELEMENTS = 64 * 1024
 #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
@@ -49,22 +49,19 @@ class _Steps:
 
 
 def _chunks(lengths: set[int]) -> tuple[int, int]:
-    """Return (Q1, Q2): chunks of taps of which rows of all these lengths can be made, in few chunks."""
-    choices = [(q1, q2) for q1 in range(1, MAX_TAPS + 1) for q2 in range(q1)]
-    return min((c for c in choices if all(_split(q, c) for q in lengths)), key=lambda c: _chunk_cost(lengths, c))
+    """Return (Q1, Q2): rows of each of these lengths are some chunks of Q1 taps and some of Q2."""
+    longest, shortest = max(lengths), min(lengths)
+    if longest == shortest and longest in UNROLLED:
+        return longest, 0
+    if longest == shortest + 1 and 2 * longest - 1 in UNROLLED:
+        return longest, shortest  # the two phases of stride 2
+    return 2, 1
 
 
-def _split(length: int, chunks: tuple[int, int]) -> tuple[int, int] | None:
-    """Return how many of each chunk make this length, or None."""
+def _split(length: int, chunks: tuple[int, int]) -> tuple[int, int]:
+    """Return how many of each chunk make this length."""
     (first, rest), q2 = divmod(length, chunks[0]), chunks[1]
-    if not q2:
-        return (first, 0) if first == 1 and not rest else None
-    return (first, rest // q2) if rest % q2 == 0 else None
-
-
-def _chunk_cost(lengths: set[int], chunks: tuple[int, int]) -> tuple[int, ...]:
-    # The fewest chunks, then the least code.
-    return sum(sum(_split(q, chunks) or ()) for q in lengths), chunks[1], chunks[0]
+    return first, rest // q2 if q2 else 0
 
 
 def _literal(lengths: set[int], stride: int, dilation: int, gather: bool, lanes: int) -> tuple[int, ...]:
@@ -103,7 +100,7 @@ def _correlation(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward
     blocks = math.ceil(p / block_p)
     records = []
     for r, q in phases:
-        chunks = _split(q.taps, literal[:2]) or (0, 0)
+        chunks = _split(q.taps, literal[:2])
         records.append(
             CORRELATE.record(
                 {
@@ -141,7 +138,7 @@ def _weight_grad_steps(problem: ConvProblem) -> _Steps:
     rows, columns = forward_axes(problem)
     gather = problem.dg > 1
     literal = _literal({columns.taps}, columns.stride, columns.dilation, gather, lanes)
-    chunks = _split(columns.taps, literal[:2]) or (0, 0)
+    chunks = _split(columns.taps, literal[:2])
     padded = _padded(problem.d, lanes)
     part = problem.kh * problem.kw * padded
     total = problem.n * problem.oh
@@ -208,9 +205,7 @@ class Depthwise:
         taps = w.reshape(problem.c, problem.dg, -1).transpose(1, 2, 0)
         self._correlate(problem, _input_grad_steps(problem), dy, taps, None, dx)
 
-    def _correlate(
-        self, problem: ConvProblem, steps: _Steps, x: Array, taps: Array, b: Array | None, y: Array
-    ) -> None:
+    def _correlate(self, problem: ConvProblem, steps: _Steps, x: Array, taps: Array, b: Array | None, y: Array) -> None:
         """Correlate x with ``taps (m, kh*kw, d)``."""
         lanes = steps.literal[-1]
         depth, d = taps.shape[0] * taps.shape[1], taps.shape[2]

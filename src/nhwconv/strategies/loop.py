@@ -89,9 +89,8 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias:
     taps = rows.taps * columns.taps
     gather = taps > 0 and (rows.padded or columns.padded or groups > 1)
     p, q = rows.out, columns.out
-    if rows.taps == columns.taps == 1 and not gather and rows.stride == columns.stride == 1 and rows.step == 1:
-        if columns.step == 1 and (h, w) == (p, q) and rows.before == columns.before == 0:
-            n, h, w, p, q = 1, 1, n * h * w, 1, n * p * q  # a plain matrix product over all pixels
+    if taps == 1 and not gather and all(axis.plain for axis in (rows, columns)):
+        n, h, w, p, q = 1, 1, n * h * w, 1, n * p * q  # a matrix product over all pixels
     reach = (rows.taps - 1) * rows.dilation + 1
     block_p, block_q = _blocking(p, q, reach, cg, rows.stride, mr)
     tasks = n * groups * math.ceil(p / block_p) * math.ceil(q / block_q)
@@ -138,7 +137,7 @@ def _scratch(product: Array) -> int:
 @lru_cache(maxsize=1024)
 def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array | None]:
     """Describe the product and, where its parts are not dw itself, their sum."""
-    mr, nr, lanes = _tile(problem.dtype.itemsize)
+    _mr, nr, lanes = _tile(problem.dtype.itemsize)
     rows, columns = forward_axes(problem)
     n, h, w, p, q = problem.n, problem.h, problem.w, problem.oh, problem.ow
     cg, dg, groups = problem.cg, problem.dg, problem.groups

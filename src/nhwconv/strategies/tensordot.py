@@ -1,7 +1,7 @@
 """The article's own form: one `numpy.tensordot` for each kernel position. The reference; short, not fast.
 
 With stride ``s`` and dilation ``l`` the window of x that kernel position ``(h, v)`` meets is
-``x[:, h*l : h*l + (oh-1)*s + 1 : s, ...]``. The article has ``s = l = 1``, where that is ``x[:, h : h+oh, v : v+ow, :]``.
+``x[:, h*l : h*l + (oh-1)*s + 1 : s, ...]``. The article has ``s = l = 1``: ``x[:, h : h+oh, v : v+ow, :]``.
 """
 
 from __future__ import annotations

@@ -67,9 +67,7 @@ class _Form:
 
 def _form(rows: int, columns: int, p: int, q: int) -> _Form | None:
     """Return the form with the fewest products for ``rows x columns`` taps and ``p x q`` outputs, None without gain."""
-    forms = [
-        _Form(m_h, rows, m_w, columns) for m_h in OUTPUTS.get(rows, ()) for m_w in OUTPUTS.get(columns, ())
-    ]
+    forms = [_Form(m_h, rows, m_w, columns) for m_h in OUTPUTS.get(rows, ()) for m_w in OUTPUTS.get(columns, ())]
     if not forms:
         return None
     products = {f: math.ceil(p / f.m_h) * math.ceil(q / f.m_w) * f.points for f in forms}
@@ -144,7 +142,11 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
 def _forms(problem: ConvProblem, pass_: Pass) -> list[tuple[Axis, Axis, _Form | None]]:
     axes = input_grad_axes(problem) if pass_ == "input_grad" else [forward_axes(problem)]
     return [
-        (rows, columns, _form(rows.taps, columns.taps, -(-rows.out // rows.dilation), -(-columns.out // columns.dilation)))
+        (
+            rows,
+            columns,
+            _form(rows.taps, columns.taps, -(-rows.out // rows.dilation), -(-columns.out // columns.dilation)),
+        )
         for rows, columns in axes
     ]
 
