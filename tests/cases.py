@@ -154,9 +154,7 @@ def run(case: Case, data: Data, pass_: str, strategy: str, **options: Any) -> np
     if pass_ == "forward":
         return nc.conv2d(data.x, data.w, **case.options, strategy=strategy, **options)
     if pass_ == "weight_grad":
-        return nc.conv2d_weight_grad(
-            data.x, data.dy, (case.kh, case.kw), **case.options, strategy=strategy, **options
-        )
+        return nc.conv2d_weight_grad(data.x, data.dy, (case.kh, case.kw), **case.options, strategy=strategy, **options)
     return nc.conv2d_input_grad(data.dy, data.w, (case.h, case.w), **case.options, strategy=strategy, **options)
 
 

@@ -41,9 +41,7 @@ def _reads(size: int, kernel: int, out: int, stride: int, before: int, dilation:
 def _terms(
     x_size: tuple[int, int], kernel: tuple[int, int], out: tuple[int, int], stride: Any, padding: Any, dilation: Any
 ) -> Iterator[tuple[int, int, int, int, int, int]]:
-    rows, columns = (
-        list(_reads(x_size[a], kernel[a], out[a], stride[a], padding[a][0], dilation[a])) for a in (0, 1)
-    )
+    rows, columns = (list(_reads(x_size[a], kernel[a], out[a], stride[a], padding[a][0], dilation[a])) for a in (0, 1))
     for p, h, i in rows:
         for q, v, j in columns:
             yield p, q, h, v, i, j

@@ -19,7 +19,8 @@ PROCESSES = 3
 def test_no_pass_touches_memory_outside_its_arrays(seed):
     """Random problems, every strategy and pass, arrays and workspaces at the ends and the starts of their pages."""
     count = -(-PROBLEMS // PROCESSES)
-    process = child.start("import sys, guarded; guarded.run(int(sys.argv[1]), int(sys.argv[2]))", seed, count)
+    code = "import sys, guarded; guarded.run(int(sys.argv[1]), int(sys.argv[2]))"
+    process = child.start(code, seed, count, NUMBA_NUM_THREADS=1 + seed % 2)  # serial and parallel forms
     status, out, err = child.finish(process, timeout=60 + count)
     last = out.strip().rsplit("\n", 1)[-1]
     assert status == 0, f"ended with {status} in\n{last}\n{err}"

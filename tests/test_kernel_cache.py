@@ -183,7 +183,7 @@ def test_eight_cold_processes_at_once(tmp_path):
         assert [(status, err) for status, _, err in results] == [(0, "")] * 8
         return [tuple(map(int, out.split())) for _, out, _ in results]
 
-    assert all(loaded + compiled >= 2 for loaded, compiled in eight(jobs=1, calls=3))
+    assert all(loaded + compiled >= 1 for loaded, compiled in eight(jobs=1, calls=3))
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".bin"}  # nothing temporary remains
     assert eight(jobs=6, calls=100) == [(len(files), 0)] * 8

@@ -101,8 +101,9 @@ def test_gradients_are_of_the_last_call():
 
 def test_training_reduces_the_loss():
     """A few steps against the gradient fit a layer to another's output: parameters can be updated in place."""
-    teacher, pupil = nc.Conv2D(4, 2, 3, padding="same", dtype=float, rng=1), nc.Conv2D(
-        4, 2, 3, padding="same", dtype=float, rng=2
+    teacher, pupil = (
+        nc.Conv2D(4, 2, 3, padding="same", dtype=float, rng=1),
+        nc.Conv2D(4, 2, 3, padding="same", dtype=float, rng=2),
     )
     teacher.b[...] = 1, -1
     target, losses = teacher.forward(X), []

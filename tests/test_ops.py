@@ -258,9 +258,7 @@ def test_any_layout_gives_the_same_bits(layout, pass_, strategy):
         np.testing.assert_array_equal(array, original)
     if pass_ == "forward":
         with_bias = nc.conv2d(changed.x, changed.w, changed.b, **CASE.options, strategy=strategy)
-        np.testing.assert_array_equal(
-            with_bias, nc.conv2d(data.x, data.w, data.b, **CASE.options, strategy=strategy)
-        )
+        np.testing.assert_array_equal(with_bias, nc.conv2d(data.x, data.w, data.b, **CASE.options, strategy=strategy))
     if pass_ == "weight_grad":
         np.testing.assert_array_equal(nc.conv2d_bias_grad(changed.dy), nc.conv2d_bias_grad(data.dy))
 
@@ -457,7 +455,7 @@ def test_input_size_follows_from_out():
 @pytest.mark.parametrize("stride", [1, 2, 3, 5])
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4])
 def test_same_padding_is_tensorflows(stride, kernel, dilation):
-    """"same": ceil(size / stride) outputs, and the zeros that tf.nn.convolution documents.
+    """ "same": ceil(size / stride) outputs, and the zeros that tf.nn.convolution documents.
 
     https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2
     """

@@ -7,7 +7,7 @@ import pytest
 
 import child
 import threaded
-from cases import DTYPES, PASSES, Case, data_of, random_case, run
+from cases import DTYPES, PASSES, data_of, random_case, run
 from nhwconv import machine
 from nhwconv.kernels import jit
 from nhwconv.strategies import AUTO, REGISTRY
@@ -65,7 +65,11 @@ def test_serial_twins_give_the_bits_of_parallel_kernels(dtype, pass_, strategy, 
             continue
         expected = bits(monkeypatch, case, dtype, pass_, strategy, serial, 1)
         for form, workers in ((parallel, 1), (serial, 2), (parallel, 2), (parallel, 3), (serial, 5), (parallel, 5)):
-            assert bits(monkeypatch, case, dtype, pass_, strategy, form, workers) == expected, (form.name, workers, case)
+            assert bits(monkeypatch, case, dtype, pass_, strategy, form, workers) == expected, (
+                form.name,
+                workers,
+                case,
+            )
         compared += 1
     assert compared
     assert serial.calls >= compared
@@ -193,7 +197,17 @@ def test_an_error_frees_the_lock(recorded):
     assert not jit._launcher.lock.locked()
 
 
-def test_small_case_is_small():
-    """The cases are what they claim to be."""
-    assert isinstance(threaded.SMALL, Case)
-    assert all(np.prod(c.y_shape) * c.length("forward") > 10 * 500_000 / 2 for c in threaded.LARGE[:1])
+def test_a_child_has_a_lock_of_its_own(recorded, monkeypatch):
+    """The parent's thread that held the lock does not exist in the child; whether OpenMP ran is remembered there."""
+    kernel, log = recorded
+    jit._launcher.layer = "workqueue"
+    monkeypatch.setattr(jit, "threading_layer", lambda: "workqueue")
+    with jit._launcher.lock:
+        jit._launcher.after_fork()
+        kernel(workers=2)
+    assert log == ["parallel"]
+    monkeypatch.setattr(jit, "threading_layer", lambda: "omp")
+    monkeypatch.setattr(jit.parallel, "_is_initialized", True)
+    jit._launcher.after_fork()
+    kernel(workers=2)
+    assert log == ["parallel", "serial"]

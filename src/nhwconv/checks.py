@@ -5,6 +5,7 @@ Everything is checked before any work is done, and nothing is written to before 
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any, NoReturn
 
@@ -38,6 +39,7 @@ Array = npt.NDArray[Any]
 
 #: Sizes and offsets are kept below this, so that no product of two overflows 64 bits.
 LARGEST = 2**31 - 1
+LARGEST_ARRAY = 2**48
 
 
 def fail(function: str, message: str, error: type[Exception] = ValueError) -> NoReturn:
@@ -308,6 +310,8 @@ def _build(
             f"w has {cg} input channels per group, but {whose} has {c} channels in {groups} group{'s' * (groups > 1)}",
         )
     problem = ConvProblem(n, h, w, c, d, *kernel, form.stride, form.pads((h, w), kernel), form.dilation, groups, dtype)
+    if max(math.prod(shape) for shape in (problem.x_shape, problem.w_shape, problem.y_shape)) > LARGEST_ARRAY:
+        fail(function, f"{problem} has an array of more than {LARGEST_ARRAY} elements")
     for axis, size, out, length in ((0, h, problem.oh, kernel[0]), (1, w, problem.ow, kernel[1])):
         if out < 1:
             before, after = problem.padding[axis]

@@ -12,7 +12,7 @@ import llvmlite.binding as llvm
 import numba
 from numba.core.registry import cpu_target
 
-__all__ = ["has_fma", "lanes", "registers", "threads", "vector_bytes"]
+__all__ = ["flops_a_cycle", "has_fma", "lanes", "registers", "threads", "vector_bytes"]
 
 _PROBE = """
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
@@ -60,6 +60,11 @@ def has_fma() -> bool:
 def lanes(itemsize: int) -> int:
     """Return how many numbers of this size a vector register holds."""
     return vector_bytes() // itemsize
+
+
+def flops_a_cycle(itemsize: int) -> int:
+    """Return the floating-point operations of a core's cycle at its peak: two vector multiply-adds."""
+    return 4 * lanes(itemsize)
 
 
 def threads() -> int:

@@ -28,6 +28,10 @@ class Plan:
         Why this one.
     workspace : int
         Extra memory of a call, in bytes.
+    costs : tuple of (str, float)
+        The candidates, and the cycles of one core that each is predicted to take.
+    refused : tuple of (str, str)
+        The strategies that were allowed but cannot do the problem, and why.
     """
 
     pass_: Pass
@@ -35,6 +39,8 @@ class Plan:
     strategy: str
     reason: str
     workspace: int
+    costs: tuple[tuple[str, float], ...] = ()
+    refused: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
         problem = self.problem
@@ -45,6 +51,8 @@ class Plan:
                 f"  because    {self.reason}",
                 f"  work       {problem.flops / 1e9:.3g} GFLOP over {problem.bytes / 1e6:.3g} MB of x, w and y",
                 f"  workspace  {self.workspace / 2**20:.3g} MiB",
+                *(f"  candidate  {name}: {cost / 1e6:.3g} million cycles predicted" for name, cost in self.costs),
+                *(f"  refused    {name}: {refusal}" for name, refusal in self.refused),
             )
         )
 
@@ -70,15 +78,20 @@ def strategy_names(function: str, strategy: object) -> tuple[str, ...]:
 
 
 def make_plan(function: str, problem: ConvProblem, pass_: Pass, strategy: object) -> Plan:
-    """Choose the first of the allowed strategies, in the registry's order, that supports the problem."""
+    """Choose, of the allowed strategies that can do the problem, the one with the least predicted cost."""
     allowed = strategy_names(function, strategy)
-    refusals = []
-    for name, candidate in REGISTRY.items():
-        if name not in allowed:
-            continue
-        refusal = candidate.supports(problem, pass_)
-        if refusal is None:
-            reason = "it was asked for" if len(allowed) == 1 and strategy != "auto" else "the first that supports it"
-            return Plan(pass_, problem, name, reason, candidate.workspace(problem, pass_))
-        refusals.append(f"{name}: {refusal}")
-    fail(function, f"no allowed strategy can do the {pass_} of {problem} ({'; '.join(refusals)})")
+    refusals = {n: REGISTRY[n].supports(problem, pass_) for n in REGISTRY if n in allowed}
+    costs = {n: REGISTRY[n].cost(problem, pass_) for n, refusal in refusals.items() if refusal is None}
+    if not costs:
+        reasons = "; ".join(f"{n}: {refusal}" for n, refusal in refusals.items())
+        fail(function, f"no allowed strategy can do the {pass_} of {problem} ({reasons})")
+    name = min(costs, key=lambda n: costs[n])  # of equals the first in the registry
+    if len(allowed) == 1 and strategy != "auto":
+        reason = "it was asked for"
+    elif len(costs) == 1:
+        reason = "no other strategy that may be chosen can do it"
+    else:
+        second = min((n for n in costs if n != name), key=lambda n: costs[n])
+        reason = f"its predicted cost is {costs[name] / max(costs[second], 1):.2f} of that of {second}"
+    refused = tuple((n, refusal) for n, refusal in refusals.items() if refusal is not None)
+    return Plan(pass_, problem, name, reason, REGISTRY[name].workspace(problem, pass_), tuple(costs.items()), refused)

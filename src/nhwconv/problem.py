@@ -5,6 +5,7 @@ The letters are the article's: ``x (n, h, w, c)``, ``w (d, kh, kw, c / groups)``
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -102,7 +103,7 @@ class ConvProblem:
     @property
     def bytes(self) -> int:
         """Bytes of x, w and y together: what any algorithm must at least move."""
-        x, w, y = (int(np.prod(s)) for s in (self.x_shape, self.w_shape, self.y_shape))
+        x, w, y = (math.prod(s) for s in (self.x_shape, self.w_shape, self.y_shape))
         return (x + w + y) * self.dtype.itemsize
 
     @property

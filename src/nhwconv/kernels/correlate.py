@@ -28,7 +28,9 @@ CORRELATE = Fields(
     # the grid of outputs, and where they lie in y, in elements
     "p q y_0 y_n y_p y_q "
     # one task: block_p rows of outputs, block_q of a row, block_d channels; `gather` copies its part of x to scratch
-    "block_p block_q block_d gather scratch tasks add_bias"
+    "block_p block_q block_d gather scratch tasks add_bias "
+    # the address of the micro-kernel
+    "tile"
 )
 
 
@@ -117,7 +119,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                             # Tiles of equal size waste less than full ones and a rest.
                             m_0, m_1 = t * (q_1 - q_0) // tiles, (t + 1) * (q_1 - q_0) // tiles
                             tile_product(
-                                MR, NR, 0, m_1 - m_0, min(WIDTH, d_1 - j), g.R, Q, K,
+                                g.tile, m_1 - m_0, min(WIDTH, d_1 - j), g.R, Q, K,
                                 a, a_p + m_0 * g.stride_w * pixel,
                                 g.dilation_h * pitch, g.dilation_w * pixel, g.stride_w * pixel, 1,
                                 packed, b_0, g.Q * g.cg * width, g.cg * width, width,

@@ -30,14 +30,14 @@ from typing import Any
 
 import llvmlite
 import numba
-from numba.core.caching import FunctionCache
+from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 from numba.misc import appdirs
 from numba.np.ufunc import parallel
 from numba.np.ufunc.parallel import get_num_threads, threading_layer
 
-__all__ = ["Kernel", "cache_folder", "clear_cache", "device", "kernel"]
+__all__ = ["Kernel", "Store", "cache_folder", "clear_cache", "device", "kernel"]
 
 #: Every kernel is compiled with these. `nogil`: other Python threads run meanwhile.
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
@@ -65,7 +65,7 @@ def clear_cache() -> None:
     shutil.rmtree(cache_folder(), ignore_errors=True)
 
 
-class _Store:
+class Store:
     """One file for each compiled kernel. What cannot be read is a miss; what cannot be written is one warning."""
 
     def __init__(self, name: str, options: dict[str, Any]) -> None:
@@ -116,13 +116,23 @@ def _warn_once(error: str) -> None:
 
 
 class _KernelCache(FunctionCache):
-    """Numba's function cache over `_Store`."""
+    """Numba's function cache over `Store`; its search for a folder beside the source file is left out."""
 
     def __init__(self, py_func: Callable[..., Any], options: dict[str, Any]) -> None:
-        super().__init__(py_func)
+        self._name, self._py_func = repr(py_func), py_func
         self._cache_path = str(cache_folder())
-        self._impl.locator.ensure_cache_path = lambda: None
-        self._cache_file: Any = _Store(f"{py_func.__module__}.{py_func.__qualname__}", options)
+        self._impl: Any = _Payload.__new__(_Payload)
+        self._cache_file: Any = Store(f"{py_func.__module__}.{py_func.__qualname__}", options)
+        self.enable()
+
+
+class _Payload(CompileResultCacheImpl):
+    """What Numba writes for a compiled function, without a place on disk of its own."""
+
+    class locator:  # noqa: N801 - Numba's name
+        @staticmethod
+        def ensure_cache_path() -> None:
+            """`Store` makes its folder when it writes."""
 
 
 def _compiled(py_func: Callable[..., Any], **options: Any) -> Dispatcher:

@@ -16,8 +16,9 @@ __all__ = ["Emitter", "copy", "fetch_add", "fill_zero", "transpose"]
 
 I64 = ir.IntType(64)
 I1 = ir.IntType(1)
-_SCALARS = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
-_SUFFIX = {types.float32: "f32", types.float64: "f64"}
+SCALARS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
+_SUFFIX = {"float32": "f32", "float64": "f64"}
+_ITEMSIZE = {"float32": 4, "float64": 8}
 
 
 def i64(value):
@@ -42,9 +43,10 @@ class Emitter:
     """Emits vector instructions for one scalar type at this machine's width."""
 
     def __init__(self, builder, dtype):
+        dtype = str(dtype)
         self.builder = builder
-        self.scalar = _SCALARS[dtype]
-        self.itemsize = dtype.bitwidth // 8
+        self.scalar = SCALARS[dtype]
+        self.itemsize = _ITEMSIZE[dtype]
         self.lanes = machine.lanes(self.itemsize)
         self.vector = ir.VectorType(self.scalar, self.lanes)
         self.mask_type = ir.VectorType(I1, self.lanes)

@@ -13,19 +13,23 @@ It is the 'brgemm' of Georganas et al. (arXiv 1906.06440) with strides on both s
 - R1, R2 or K of zero is an empty sum.
 
 MR broadcast rows times NR vectors is the register tile; the code for fewer rows and vectors is emitted beside it and
-chosen once a call.
+chosen once a call. Passes differ in which stride is one: `panel_tile` has the steps of A side by side and B packed in
+panels (forward, input_grad, Winograd), `column_tile` has the rows of A side by side and B as it is (weight_grad).
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .. import machine
-from .simd import I1, I64, Emitter, i64, index, pointer
+from .native import call, native
+from .simd import I1, I64, SCALARS, Emitter, i64, pointer
 
-__all__ = ["register_tile", "tile_product"]
+__all__ = ["column_tile", "narrow_tiles", "panel_tile", "register_tile", "tile_product"]
 
 
 def register_tile(itemsize: int) -> tuple[int, int]:
@@ -37,65 +41,82 @@ def register_tile(itemsize: int) -> tuple[int, int]:
     return (6, 2) if machine.has_fma() else (4, 2)
 
 
+def narrow_tiles(itemsize: int) -> tuple[tuple[int, int], ...]:
+    """Return the (MR, NR) to choose from where columns are pixels and rows are few."""
+    if machine.registers() == 32:
+        return (4, 6), register_tile(itemsize)
+    return (2, 4), register_tile(itemsize)
+
+
 #: The integer arguments of the emitted function, in order.
 _INTS = ("rows", "columns", "R1", "R2", "K", "a_r", "a_q", "a_m", "a_k", "b_r", "b_q", "b_k", "e_m", "c_m")
 
 
-@intrinsic(prefer_literal=True)
+@cache
+def panel_tile(dtype: str, mr: int, nr: int) -> int:
+    """Return the address of the tile whose A has ``a_k = 1``, and whose B is padded."""
+    return _tile(dtype, mr, nr, False, {"a_k": 1})
+
+
+@cache
+def column_tile(dtype: str, mr: int, nr: int) -> int:
+    """Return the address of the tile whose A has ``a_m = 1``, and whose B is exact."""
+    return _tile(dtype, mr, nr, True, {"a_m": 1})
+
+
+@intrinsic
 def tile_product(
-    typingctx, MR, NR, exact, rows, columns, R1, R2, K,
+    typingctx, tile, rows, columns, R1, R2, K,
     a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m,
 ):  # fmt: skip
-    """Compute one tile; see the module's first lines. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
+    """Compute one tile; `tile` is an address. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
     kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
-    literal = [v.literal_value for v in (MR, NR, exact)]
     signature = types.void(*kinds.values())
 
     def codegen(context, builder, sig, args):
         kind, value = dict(zip(kinds, sig.args, strict=True)), dict(zip(kinds, args, strict=True))
 
         def number(name):
-            return index(context, builder, kind[name], value[name])
+            return context.cast(builder, value[name], kind[name], types.intp)
 
         addresses = [pointer(context, builder, kind[v], value[v], number(f"{v}0")) for v in "abec"]
-        # What is constant at the call is constant in the emitted function: a_k = 1 saves a register.
-        constants = {n: kind[n].literal_value for n in _INTS if isinstance(kind[n], types.IntegerLiteral)}
-        function = _tile_function(builder.module, kind["c"].dtype, *literal, constants)
         added = context.cast(builder, value["add"], kind["add"], types.boolean)
-        builder.call(function, [*addresses, added, *(number(n) for n in _INTS)])
+        arguments = [*addresses, added, *(number(n) for n in _INTS)]
+        call(builder, number("tile"), _kind(SCALARS[str(kind["c"].dtype)]), arguments)
 
     return signature, codegen
 
 
-def _tile_function(module, dtype, mr, nr, exact, constants):
-    """Return the LLVM function of one register tile, emitted into `module` on first use."""
+def _kind(scalar):
+    """Return the type of an emitted tile."""
+    return ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 4 + [I1] + [I64] * len(_INTS))
+
+
+def _tile(dtype, mr, nr, exact, constants):
+    """Return the address of one register tile; what is constant in every call is constant in its code."""
     baked = "_".join(f"{n}{v}" for n, v in constants.items())
-    name = f"nhwconv_tile_{dtype}_{mr}x{nr}_{'exact' if exact else 'padded'}_{baked}"
-    if name in module.globals:
-        return module.globals[name]
-    scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
-    kind = ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 4 + [I1] + [I64] * len(_INTS))
-    function = ir.Function(module, kind, name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
-    a, b, e, c, add, *numbers = function.args
-    value = {n: i64(constants[n]) if n in constants else v for n, v in zip(_INTS, numbers, strict=True)}
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    emit = Emitter(builder, dtype)
-    done = function.append_basic_block("done")
-    vectors = builder.sdiv(builder.add(value["columns"], i64(emit.lanes - 1)), i64(emit.lanes))
-    case = builder.add(builder.mul(builder.sub(vectors, i64(1)), i64(mr)), value["rows"])
-    switch = builder.switch(case, done)
-    for v in range(1, nr + 1):
-        for m in range(1, mr + 1):
-            block = function.append_basic_block(f"tile_{m}x{v}")
-            switch.add_case(i64((v - 1) * mr + m), block)
-            builder.position_at_end(block)
-            _Tile(emit, value, (a, b, e, c, add), m, v, exact).emit()
-            builder.branch(done)
-    builder.position_at_end(done)
-    builder.ret_void()
-    return function
+
+    def emit(module, name):
+        function = ir.Function(module, _kind(SCALARS[dtype]), name)
+        a, b, e, c, add, *numbers = function.args
+        value = {n: i64(constants[n]) if n in constants else v for n, v in zip(_INTS, numbers, strict=True)}
+        builder = ir.IRBuilder(function.append_basic_block("entry"))
+        emitter = Emitter(builder, dtype)
+        done = function.append_basic_block("done")
+        vectors = builder.sdiv(builder.add(value["columns"], i64(emitter.lanes - 1)), i64(emitter.lanes))
+        case = builder.add(builder.mul(builder.sub(vectors, i64(1)), i64(mr)), value["rows"])
+        switch = builder.switch(case, done)
+        for v in range(1, nr + 1):
+            for m in range(1, mr + 1):
+                block = function.append_basic_block(f"tile_{m}x{v}")
+                switch.add_case(i64((v - 1) * mr + m), block)
+                builder.position_at_end(block)
+                _Tile(emitter, value, (a, b, e, c, add), m, v, exact).emit()
+                builder.branch(done)
+        builder.position_at_end(done)
+        builder.ret_void()
+
+    return native(f"nhwconv_tile_{dtype}_{mr}x{nr}_{'exact' if exact else 'padded'}_{baked}", emit)
 
 
 class _Tile:

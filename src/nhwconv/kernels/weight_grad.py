@@ -32,7 +32,9 @@ WEIGHT_GRAD = Fields(
     # slices of the pixels, rows and columns of a block; rows of taps, channels of y and channels of x of a task
     "slices block_p block_q block_r block_d block_k "
     # `gather` copies a block of x to scratch, `gather_dy` one of dy; `swap` is said above; `accumulate` adds to parts
-    "gather gather_dy scratch scratch_dy swap accumulate part tasks"
+    "gather gather_dy scratch scratch_dy swap accumulate part tasks "
+    # the address of the micro-kernel
+    "tile"
 )
 
 
@@ -113,7 +115,7 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                                             m_0, m_1 = t * run // tiles, (t + 1) * run // tiles
                                             c_t = c_0 + m_0 * g.dg + j
                                             tile_product(
-                                                MR, NR, 1, m_1 - m_0, min(WIDTH, d_1 - j), p_1 - p_0, 1, q_1 - q_0,
+                                                g.tile, m_1 - m_0, min(WIDTH, d_1 - j), p_1 - p_0, 1, q_1 - q_0,
                                                 a, a_s + m_0, g.stride_h * pitch, 0, 1, g.stride_w * pixel,
                                                 b, b_0 + j, b_pitch, 0, b_pixel,
                                                 add, parts, c_t, g.dg, parts, c_t, g.dg,
@@ -127,7 +129,7 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                                             m_1 = d_0 + (t + 1) * (d_1 - d_0) // tiles
                                             c_t = c_0 + m_0 * depth + j
                                             tile_product(
-                                                MR, NR, 1, m_1 - m_0, min(WIDTH, run - j), p_1 - p_0, 1, q_1 - q_0,
+                                                g.tile, m_1 - m_0, min(WIDTH, run - j), p_1 - p_0, 1, q_1 - q_0,
                                                 b, b_0 + m_0, b_pitch, 0, 1, b_pixel,
                                                 a, a_s + j, g.stride_h * pitch, 0, g.stride_w * pixel,
                                                 add, parts, c_t, depth, parts, c_t, depth,

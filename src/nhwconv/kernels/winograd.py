@@ -20,70 +20,85 @@ from numba.extending import intrinsic
 
 from .geometry import Fields
 from .jit import Kernel, device, kernel
+from .native import call, native
 from .points import matrices
-from .simd import I1, I64, Emitter, fetch_add, i64, index, pointer
+from .simd import I1, I64, SCALARS, Emitter, fetch_add, i64, pointer
 from .tile import tile_product
 
 __all__ = ["WINOGRAD", "WINOGRAD_WEIGHT_GRAD", "winograd_correlate", "winograd_weight_grad", "winograd_weights"]
 
 # ------------------------------------------------------------------------------------------- transforms
 
-INPUT, WEIGHTS, OUTPUT = 0, 1, 2
+OUTPUT = 2  # the place of A^T among a form's matrices
 
 _INTS = (
     "s_row", "s_column", "row_0", "row_1", "column_0", "column_1", "t_row", "t_column", "rows", "columns", "count",
 )  # fmt: skip
 
 
-@intrinsic(prefer_literal=True)
+@cache
+def transforms(dtype: str, mh: int, rh: int, mw: int, rw: int) -> dict[str, int]:
+    """Return the addresses of the three transforms of F(mh, rh) x F(mw, rw)."""
+    names = ("input", "weights", "output")
+    return {f"{name}_transform": _transform(dtype, which, mh, rh, mw, rw) for which, name in enumerate(names)}
+
+
+@intrinsic
 def transform(
-    typingctx, which, MH, RH, MW, RW, source, s0, s_row, s_column, row_0, row_1, column_0, column_1,
+    typingctx, address, source, s0, s_row, s_column, row_0, row_1, column_0, column_1,
     target, t0, t_row, t_column, rows, columns, count, add, e, e0,
 ):  # fmt: skip
-    """Transform tiles of ``F(MH, RH) x F(MW, RW)`` for `count` channels, side by side from the offsets on.
+    """Transform a tile of `count` channels, side by side from the offsets on; `address` says which way.
 
-    ``which`` is INPUT (``B^T x B``), WEIGHTS (``G w G^T``) or OUTPUT (``A^T m A``). Element ``(i, j)`` of a tile is
-    read at ``s0 + i*s_row + j*s_column`` where ``row_0 <= i < row_1`` and ``column_0 <= j < column_1``, and is zero
+    The transforms are ``B^T x B`` (input), ``G w G^T`` (weights) and ``A^T m A`` (output). Element ``(i, j)`` of a tile
+    is read at ``s0 + i*s_row + j*s_column`` where ``row_0 <= i < row_1`` and ``column_0 <= j < column_1``, and is zero
     elsewhere; results are written at ``t0 + i*t_row + j*t_column`` where ``i < rows`` and ``j < columns``. Where `add`,
-    ``e[e0 + channel]`` is added. ``count`` is at least LANES: the last vector overlaps the one before.
+    the output transform adds ``e[e0 + channel]``. ``count`` is at least LANES: the last vector overlaps the one before.
     """
     kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
-    which_, *form = (v.literal_value for v in (which, MH, RH, MW, RW))
     signature = types.void(*kinds.values())
 
     def codegen(context, builder, sig, args):
         kind, value = dict(zip(kinds, sig.args, strict=True)), dict(zip(kinds, args, strict=True))
 
         def number(name):
-            return index(context, builder, kind[name], value[name])
+            return context.cast(builder, value[name], kind[name], types.intp)
 
         addresses = [
             pointer(context, builder, kind[v], value[v], number(o))
             for v, o in (("source", "s0"), ("target", "t0"), ("e", "e0"))
         ]
         added = context.cast(builder, value["add"], kind["add"], types.boolean)
-        function = _transform_function(builder.module, kind["source"].dtype, which_, *form)
-        builder.call(function, [*addresses, added, *(number(n) for n in _INTS)])
+        arguments = [*addresses, added, *(number(n) for n in _INTS)]
+        call(builder, number("address"), _kind(SCALARS[str(kind["source"].dtype)]), arguments)
 
     return signature, codegen
 
 
-def _transform_function(module, dtype, which, mh, rh, mw, rw):
-    """Return the LLVM function of one transform, emitted into `module` on first use."""
-    name = f"nhwconv_transform_{dtype}_{('input', 'weights', 'output')[which]}_{mh}_{rh}_{mw}_{rw}"
-    if name in module.globals:
-        return module.globals[name]
-    scalar = ir.FloatType() if dtype == types.float32 else ir.DoubleType()
-    kind = ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 3 + [I1] + [I64] * len(_INTS))
-    function = ir.Function(module, kind, name)
-    function.linkage = "internal"
-    function.attributes.add("noinline")
+def _kind(scalar):
+    """Return the type of an emitted transform."""
+    return ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 3 + [I1] + [I64] * len(_INTS))
+
+
+def _transform(dtype, which, mh, rh, mw, rw):
+    """Return the address of one transform."""
+    high, wide = matrices(mh, rh)[which], matrices(mw, rw)[which]
+
+    def emit(module, name):
+        _emit_transform(module, name, dtype, high, wide, which == OUTPUT)
+
+    return native(f"nhwconv_transform_{dtype}_{('input', 'weights', 'output')[which]}_{mh}_{rh}_{mw}_{rw}", emit)
+
+
+def _emit_transform(module, name, dtype, high, wide, biased):
+    """Write the function that multiplies tiles by `high` from the left and by `wide` from the right."""
+    scalar = SCALARS[dtype]
+    function = ir.Function(module, _kind(scalar), name)
     source, target, e, add, *numbers = function.args
     value = dict(zip(_INTS, numbers, strict=True))
     builder = ir.IRBuilder(function.append_basic_block("entry"))
     emit = Emitter(builder, dtype)
-    high, wide = matrices(mh, rh)[which], matrices(mw, rw)[which]
-    zeros = cgutils.global_constant(module, f"{name}_zeros", emit.zero)
+    zeros = cgutils.alloca_once_value(builder, emit.zero)
     zeros = builder.bitcast(zeros, scalar.as_pointer())
     waste = builder.bitcast(cgutils.alloca_once(builder, emit.vector), scalar.as_pointer())
 
@@ -111,7 +126,7 @@ def _transform_function(module, dtype, which, mh, rh, mw, rw):
             return emit.load(at(source, i, j, "s_row", "s_column", valid, zeros))
 
         half = [_apply(emit, high, [read(i, j) for i in range(len(high[0]))]) for j in range(len(wide[0]))]
-        bias = emit.load(builder.select(add, builder.gep(e, [channel]), zeros)) if which == OUTPUT else None
+        bias = emit.load(builder.select(add, builder.gep(e, [channel]), zeros)) if biased else None
         for i in range(len(high)):
             for j, result in enumerate(_apply(emit, wide, [column[i] for column in half])):
                 result = result if bias is None else builder.fadd(result, bias)
@@ -215,21 +230,24 @@ def _channel_block(number, size, block, LANES):
 
 
 @device
-def _points(MH, RH, MW, RW):
-    return (MH + RH - 1) * (MW + RW - 1)
+def _points(g):
+    return (g.m_h + g.r_h - 1) * (g.m_w + g.r_w - 1)
 
 
 #: Common to both kernels: sizes, and the grid of tiles.
-_TILES = "n groups h w c cg dg dilation_h dilation_w top left p q tiles_h tiles_w block_t block_k block_d "
+_TILES = (
+    "n groups h w c cg dg dilation_h dilation_w top left p q tiles_h tiles_w m_h r_h m_w r_w block_t block_k block_d "
+)
+_ADDRESSES = "input_transform weights_transform output_transform tile "
 
 WINOGRAD = Fields(
     # where outputs lie in y; shared: the weights are transformed already; offsets into a worker's scratch
-    _TILES + "y_0 y_n y_p y_q shared add_bias s_u s_m scratch tasks"
+    _TILES + _ADDRESSES + "y_0 y_n y_p y_q shared add_bias s_u s_m scratch tasks"
 )
 
 
 @cache
-def winograd_weights(MH: int, RH: int, MW: int, RW: int, WIDTH: int, LANES: int) -> Kernel:
+def winograd_weights(WIDTH: int, LANES: int) -> Kernel:
     """Make the kernel that transforms packed weights: ``(panels, taps, cg, width)``, afterwards with points for taps."""
 
     def winograd_weights(packed, transformed, queue, workers, geometry):
@@ -244,54 +262,52 @@ def winograd_weights(MH: int, RH: int, MW: int, RW: int, WIDTH: int, LANES: int)
                 (k, channels), rest = _channel_block(task % blocks, g.cg, g.block_k, LANES), task // blocks
                 j, group = rest % panels * WIDTH, rest // panels
                 width = min(WIDTH, padded - j)
-                source = (group * padded + j) * RH * RW * g.cg + k * width
-                target = (group * padded + j) * _points(MH, RH, MW, RW) * g.cg + k * width
-                _transform_weights(
-                    MH, RH, MW, RW, packed, source, g.cg * width, transformed, target, g.cg * width, channels * width
-                )
+                source = (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
+                target = (group * padded + j) * _points(g) * g.cg + k * width
+                _transform_weights(g, packed, source, g.cg * width, transformed, target, g.cg * width, channels * width)
 
     return kernel(winograd_weights)
 
 
 @device
-def _transform_weights(MH, RH, MW, RW, packed, source, s_tap, transformed, target, t_point, count):
+def _transform_weights(g, packed, source, s_tap, transformed, target, t_point, count):
     """Transform `count` numbers of every tap, side by side, to every point."""
     transform(
-        WEIGHTS, MH, RH, MW, RW, packed, source, RW * s_tap, s_tap, 0, RH, 0, RW,
-        transformed, target, (MW + RW - 1) * t_point, t_point, MH + RH - 1, MW + RW - 1, count,
+        g.weights_transform, packed, source, g.r_w * s_tap, s_tap, 0, g.r_h, 0, g.r_w,
+        transformed, target, (g.m_w + g.r_w - 1) * t_point, t_point, g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, count,
         False, packed, 0,
     )  # fmt: skip
 
 
 @device
-def _transform_inputs(MH, RH, MW, RW, step_h, step_w, g, x, channel, channels, tile, tiles, scratch, target):
+def _transform_inputs(g, step_h, step_w, x, channel, channels, tile, tiles, scratch, target):
     """Transform `channels` channels of `tiles` tiles of x, so many pixels apart: ``(points, tiles, channels)``."""
     n, u, v, i, j = _first_tile(g, tile)
     point = tiles * channels
     for t in range(tiles):
         row, column = u + i * step_h * g.dilation_h - g.top, v + j * step_w * g.dilation_w - g.left
-        row_0, row_1 = _inside(row, g.dilation_h, g.h, MH + RH - 1)
-        column_0, column_1 = _inside(column, g.dilation_w, g.w, MW + RW - 1)
+        row_0, row_1 = _inside(row, g.dilation_h, g.h, g.m_h + g.r_h - 1)
+        column_0, column_1 = _inside(column, g.dilation_w, g.w, g.m_w + g.r_w - 1)
         transform(
-            INPUT, MH, RH, MW, RW, x, ((n * g.h + row) * g.w + column) * g.c + channel,
+        g.input_transform, x, ((n * g.h + row) * g.w + column) * g.c + channel,
             g.dilation_h * g.w * g.c, g.dilation_w * g.c, row_0, row_1, column_0, column_1,
-            scratch, target + t * channels, (MW + RW - 1) * point, point, MH + RH - 1, MW + RW - 1, channels,
+            scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point, g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
             False, x, 0,
         )  # fmt: skip
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
 
 @device
-def _transform_outputs(MH, RH, MW, RW, g, scratch, source, tile, tiles, width, bias, y, channel):
+def _transform_outputs(g, scratch, source, tile, tiles, width, bias, y, channel):
     """Transform the products of `tiles` tiles back, add the bias, and write the outputs that exist."""
     n, u, v, i, j = _first_tile(g, tile)
     point = tiles * width
     for t in range(tiles):
-        p, q = u + i * MH * g.dilation_h, v + j * MW * g.dilation_w
+        p, q = u + i * g.m_h * g.dilation_h, v + j * g.m_w * g.dilation_w
         rows, columns = _ceil(g.p - p, g.dilation_h), _ceil(g.q - q, g.dilation_w)
         transform(
-            OUTPUT, MH, RH, MW, RW, scratch, source + t * width, (MW + RW - 1) * point, point,
-            0, MH + RH - 1, 0, MW + RW - 1,
+        g.output_transform, scratch, source + t * width, (g.m_w + g.r_w - 1) * point, point,
+            0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1,
             y, g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel, g.dilation_h * g.y_p, g.dilation_w * g.y_q,
             rows, columns, width, g.add_bias, bias, channel,
         )  # fmt: skip
@@ -299,14 +315,14 @@ def _transform_outputs(MH, RH, MW, RW, g, scratch, source, tile, tiles, width, b
 
 
 @cache
-def winograd_correlate(MH: int, RH: int, MW: int, RW: int, MR: int, NR: int, LANES: int) -> Kernel:
-    """Make the kernel of one F(MH, RH) x F(MW, RW): the forward pass, and one phase of the input gradient."""
+def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
+    """Make the kernel of one F(g.m_h, g.r_h) x F(g.m_w, g.r_w): the forward pass, and one phase of the input gradient."""
     WIDTH = NR * LANES
-    POINTS = (MH + RH - 1) * (MW + RW - 1)
 
     def winograd_correlate(x, weights, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
+            points = _points(g)
             padded = _ceil(g.dg, LANES) * LANES
             all_tiles = g.n * g.dilation_h * g.dilation_w * g.tiles_h * g.tiles_w
             blocks_t = _ceil(all_tiles, g.block_t)
@@ -327,68 +343,64 @@ def winograd_correlate(MH: int, RH: int, MW: int, RW: int, MR: int, NR: int, LAN
                 rows = _ceil(tiles, MR)
                 for block_k in range(blocks_k):
                     k, channels = _channel_block(block_k, g.cg, g.block_k, LANES)
-                    _transform_inputs(
-                        MH, RH, MW, RW, MH, MW, g, x, group * g.cg + k, channels, tile, tiles, scratch, s_v
-                    )
+                    _transform_inputs(g, g.m_h, g.m_w, x, group * g.cg + k, channels, tile, tiles, scratch, s_v)
                     for j in range(d_0, d_1, WIDTH):
                         width = min(WIDTH, padded - j)
                         if g.shared:
-                            u, u_0 = weights, (group * padded + j) * POINTS * g.cg + k * width
+                            u, u_0 = weights, (group * padded + j) * points * g.cg + k * width
                             u_point = g.cg * width
                         else:
                             u, u_0, u_point = scratch, s_u, channels * width
-                            source = (group * padded + j) * RH * RW * g.cg + k * width
-                            _transform_weights(
-                                MH, RH, MW, RW, weights, source, g.cg * width, scratch, s_u, u_point, u_point
-                            )
-                        for point in range(POINTS):
+                            source = (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
+                            _transform_weights(g, weights, source, g.cg * width, scratch, s_u, u_point, u_point)
+                        for point in range(points):
                             for r in range(rows):
                                 t_0, t_1 = r * tiles // rows, (r + 1) * tiles // rows
                                 m_0 = s_m + (point * tiles + t_0) * width_d + j - d_0
                                 tile_product(
-                                    MR, NR, 0, t_1 - t_0, min(WIDTH, d_1 - j), 1, 1, channels,
+                                    g.tile, t_1 - t_0, min(WIDTH, d_1 - j), 1, 1, channels,
                                     scratch, s_v + (point * tiles + t_0) * channels, 0, 0, channels, 1,
                                     u, u_0 + point * u_point, 0, 0, width,
                                     k > 0, scratch, m_0, width_d, scratch, m_0, width_d,
                                 )  # fmt: skip
-                _transform_outputs(MH, RH, MW, RW, g, scratch, s_m, tile, tiles, width_d, bias, y, group * g.dg + d_0)
+                _transform_outputs(g, scratch, s_m, tile, tiles, width_d, bias, y, group * g.dg + d_0)
 
     return kernel(winograd_correlate)
 
 
 WINOGRAD_WEIGHT_GRAD = Fields(
     # slices of the tiles, each of which has a part of `part` numbers; offsets into a worker's scratch
-    _TILES + "slices part s_dy s_m scratch tasks"
+    _TILES + _ADDRESSES + "slices part s_dy s_m scratch tasks"
 )
 
 
 @device
-def _transform_filters(MH, RH, MW, RW, g, dy, channel, channels, tile, tiles, scratch, target):
-    """Transform `channels` channels of `tiles` tiles of dy, RH x RW pixels each: ``(points, tiles, channels)``."""
+def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target):
+    """Transform `channels` channels of `tiles` tiles of dy, g.r_h x g.r_w pixels each: ``(points, tiles, channels)``."""
     n, u, v, i, j = _first_tile(g, tile)
     point = tiles * channels
     c = g.groups * g.dg
     for t in range(tiles):
-        p, q = u + i * RH * g.dilation_h, v + j * RW * g.dilation_w
+        p, q = u + i * g.r_h * g.dilation_h, v + j * g.r_w * g.dilation_w
         transform(
-            WEIGHTS, MH, RH, MW, RW, dy, ((n * g.p + p) * g.q + q) * c + channel,
+        g.weights_transform, dy, ((n * g.p + p) * g.q + q) * c + channel,
             g.dilation_h * g.q * c, g.dilation_w * c,
             0, _ceil(g.p - p, g.dilation_h), 0, _ceil(g.q - q, g.dilation_w),
-            scratch, target + t * channels, (MW + RW - 1) * point, point, MH + RH - 1, MW + RW - 1, channels,
+            scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point, g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
             False, dy, 0,
         )  # fmt: skip
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
 
 @cache
-def winograd_weight_grad(MH: int, RH: int, MW: int, RW: int, MR: int, NR: int, LANES: int) -> Kernel:
-    """Make the kernel of one F(MH, RH) x F(MW, RW), where MH x MW is the kernel and RH x RW a tile of dy."""
+def winograd_weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
+    """Make the kernel of one F(g.m_h, g.r_h) x F(g.m_w, g.r_w), where g.m_h x g.m_w is the kernel and g.r_h x g.r_w a tile of dy."""
     WIDTH = NR * LANES
-    POINTS = (MH + RH - 1) * (MW + RW - 1)
 
     def winograd_weight_grad(x, dy, parts, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
+            points = _points(g)
             all_tiles = g.n * g.dilation_h * g.dilation_w * g.tiles_h * g.tiles_w
             blocks_k = _channel_blocks(g.cg, g.block_k, LANES)
             blocks_d = _channel_blocks(g.dg, g.block_d, LANES)
@@ -407,25 +419,25 @@ def winograd_weight_grad(MH: int, RH: int, MW: int, RW: int, MR: int, NR: int, L
                 for block in range(blocks_t):
                     tile = first + block * (last - first) // blocks_t
                     tiles = first + (block + 1) * (last - first) // blocks_t - tile
-                    _transform_inputs(MH, RH, MW, RW, RH, RW, g, x, group * g.cg + k_0, k, tile, tiles, scratch, s_v)
-                    _transform_filters(MH, RH, MW, RW, g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy)
-                    for point in range(POINTS):
+                    _transform_inputs(g, g.r_h, g.r_w, x, group * g.cg + k_0, k, tile, tiles, scratch, s_v)
+                    _transform_filters(g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy)
+                    for point in range(points):
                         for j in range(0, k, WIDTH):
                             for r in range(rows):
                                 m_0, m_1 = r * d // rows, (r + 1) * d // rows
                                 c_0 = s_m + (point * d + m_0) * k + j
                                 tile_product(
-                                    MR, NR, 1, m_1 - m_0, min(WIDTH, k - j), 1, 1, tiles,
+                                    g.tile, m_1 - m_0, min(WIDTH, k - j), 1, 1, tiles,
                                     scratch, s_dy + point * tiles * d + m_0, 0, 0, 1, d,
                                     scratch, s_v + point * tiles * k + j, 0, 0, k,
                                     block > 0, scratch, c_0, k, scratch, c_0, k,
                                 )  # fmt: skip
                 for m in range(d):
-                    target = piece * g.part + ((group * g.dg + d_0 + m) * MH * MW) * g.cg + k_0
+                    target = piece * g.part + ((group * g.dg + d_0 + m) * g.m_h * g.m_w) * g.cg + k_0
                     transform(
-                        OUTPUT, MH, RH, MW, RW, scratch, s_m + m * k, (MW + RW - 1) * d * k, d * k,
-                        0, MH + RH - 1, 0, MW + RW - 1,
-                        parts, target, MW * g.cg, g.cg, MH, MW, k, False, parts, 0,
+        g.output_transform, scratch, s_m + m * k, (g.m_w + g.r_w - 1) * d * k, d * k,
+                        0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1,
+                        parts, target, g.m_w * g.cg, g.cg, g.m_h, g.m_w, k, False, parts, 0,
                     )  # fmt: skip
 
     return kernel(winograd_weight_grad)

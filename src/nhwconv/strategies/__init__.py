@@ -1,7 +1,7 @@
 """The ordered registry of strategies: one file each, one line here.
 
-Planner, tests, `nhwconv compare` and the benchmarks all loop over `REGISTRY`; the first that supports a problem
-and may be chosen by itself (`AUTO`) wins.
+Planner, tests, `nhwconv compare` and the benchmarks all loop over `REGISTRY`. The planner takes the one with the least
+predicted cost; of equals, the first.
 """
 
 from __future__ import annotations
@@ -18,4 +18,4 @@ __all__ = ["AUTO", "REGISTRY", "Strategy"]
 REGISTRY: dict[str, Strategy] = {s.name: s for s in (Depthwise(), Loop(), Winograd(), Im2col(), Tensordot())}
 
 #: What "auto" chooses from: strategies whose bits depend on nothing but the problem and the CPU model.
-AUTO: tuple[str, ...] = ("depthwise", "loop")
+AUTO: tuple[str, ...] = ("depthwise", "loop", "winograd")

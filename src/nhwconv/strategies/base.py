@@ -31,6 +31,10 @@ class Strategy(Protocol):
         """Return the bytes of extra memory that a call allocates."""
         ...
 
+    def cost(self, problem: ConvProblem, pass_: Pass) -> float:
+        """Return the predicted cycles of one core: from FLOPs, bytes and waste, never from the clock."""
+        ...
+
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """Write ``conv(x, w) + b`` into y."""
         ...

@@ -30,9 +30,12 @@ UNROLLED = (3, 5, 7)
 #: Numbers of x and y that a task moves: enough to be worth a place in the queue, few enough for L2.
 TASK_ELEMENTS = 64 * 1024
 #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
-TASKS = 64
+TASKS = 32
 #: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
 STREAM_BYTES = 4 * 2**20
+#: The part of the peak at which the multiply-adds run, and the bytes that a core moves in a cycle.
+EFFICIENCY = 0.5
+BYTES_A_CYCLE = 4
 #: weight_grad: pixels whose products are summed in registers, most slices, and most numbers of all their parts.
 SUM_PIXELS = 128
 MAX_SLICES = 32
@@ -96,7 +99,7 @@ def _correlation(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward
     p = max(r.out for r, _ in phases)
     line = (w * c * rows.stride + out_w * d * rows.step) or 1
     tasks = math.ceil(TASKS / problem.n)
-    block_p = max(1, min(math.ceil(p / tasks), TASK_ELEMENTS // line))
+    block_p = max(1, math.ceil(p / tasks))
     blocks = math.ceil(p / block_p)
     records = []
     for r, q in phases:
@@ -194,6 +197,13 @@ class Depthwise:
         else:
             elements = _packed_size(problem, pass_ == "input_grad", lanes)
         return elements * problem.dtype.itemsize
+
+    def cost(self, problem: ConvProblem, pass_: Pass) -> float:
+        """The multiply-adds of whole vectors at a part of the peak, or the bytes, whichever takes longer."""
+        itemsize = problem.compute_dtype.itemsize
+        used = problem.d / _padded(problem.d, machine.lanes(itemsize))
+        products = problem.flops / (machine.flops_a_cycle(itemsize) * used * EFFICIENCY)
+        return max(products, problem.bytes / BYTES_A_CYCLE)
 
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """Correlate x with w."""

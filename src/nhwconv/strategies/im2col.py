@@ -19,6 +19,8 @@ __all__ = ["Im2col"]
 
 #: Elements of patches that a block gathers at most: 16 MiB in float32.
 BLOCK = 4 * 2**20
+#: Bytes that one core moves between memory and registers in a cycle.
+BYTES_A_CYCLE = 4
 
 
 class Im2col:
@@ -36,6 +38,11 @@ class Im2col:
         problem = replace(problem, dtype=problem.compute_dtype)
         pixels = max((_pixels(strip.problem) for strip in _blocks(problem, pass_)), default=0)
         return pixels * (_depth(problem) + problem.dg) * problem.dtype.itemsize
+
+    def cost(self, problem: ConvProblem, pass_: Pass) -> float:
+        """A BLAS product, and patches that are written and read once."""
+        patches = _pixels(problem) * _depth(problem) * problem.groups * problem.dtype.itemsize
+        return problem.flops / machine.flops_a_cycle(problem.dtype.itemsize) + 2 * patches / BYTES_A_CYCLE
 
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """``y = patches . w^T + b``."""

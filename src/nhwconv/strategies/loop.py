@@ -11,6 +11,7 @@ w. So each pass is a short sum of plain matrix products (`nhwconv.kernels.tile`)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -18,8 +19,10 @@ import numpy as np
 
 from .. import arrays, machine
 from ..kernels.correlate import CORRELATE, correlate
+from ..kernels.jit import Kernel
+from ..kernels.narrow import NARROW, correlate_narrow
 from ..kernels.packing import pack_columns, pack_rows, packed_size
-from ..kernels.tile import register_tile
+from ..kernels.tile import column_tile, narrow_tiles, panel_tile, register_tile
 from ..kernels.weight_grad import SUM_PARTS, WEIGHT_GRAD, sum_parts, weight_grad
 from ..problem import ConvProblem, Pass
 from .axes import Axis, forward_axes, input_grad_axes, pack_geometry
@@ -35,6 +38,10 @@ TASKS = 64
 SERIAL_FLOPS = 500_000
 #: Elements of x that a task keeps in L2 while it walks over the output channels.
 TASK_ELEMENTS = 96 * 1024
+#: The part of the peak at which the micro-kernel runs in a pass.
+EFFICIENCY = 0.9
+#: Cycles of a register tile beside its sum: the call, the first and the last of it.
+TILE_CYCLES = 80
 #: weight_grad: pixels of a block, whose x and dy stay in cache, and least pixels of a slice.
 BLOCK_PIXELS = 512
 SLICE_PIXELS = 512
@@ -52,8 +59,9 @@ def _tile(itemsize: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class _Step:
-    """One correlation: how w is packed for it, and its geometry; `taps` of zero only fills y."""
+    """One correlation: its kernel, how w is packed for it, and its geometry; without taps it only fills y."""
 
+    make: Callable[..., Kernel]
     pack: Array
     geometry: Array
     packed: int
@@ -76,21 +84,43 @@ def _blocking(p: int, q: int, rows_of: int, pixel: int, stride: int, mr: int) ->
     return _even(p, math.ceil(p / block_p)), block_q
 
 
+def _sides(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool) -> dict[str, int]:
+    """Return the fields of a correlation that say what is read and written: x and y forward, dy and dx backward."""
+    h, w, c, cg = problem.h, problem.w, problem.c, problem.cg
+    out_h, out_w, out_c, dg = problem.oh, problem.ow, problem.d, problem.dg
+    if backward:
+        (h, w, c, cg), (out_h, out_w, out_c, dg) = (out_h, out_w, out_c, dg), (h, w, c, cg)
+    return {
+        "n": problem.n, "groups": problem.groups, "h": h, "w": w, "c": c, "cg": cg, "dg": dg,
+        "R": rows.taps, "Q": columns.taps, "stride_h": rows.stride,
+        "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
+        "p": rows.out, "q": columns.out, "y_0": (rows.start * out_w + columns.start) * out_c,
+        "y_n": out_h * out_w * out_c, "y_p": rows.step * out_w * out_c, "y_q": columns.step * out_c,
+    }  # fmt: skip
+
+
 def _step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool) -> _Step:
     """Describe one correlation: of x with w forward, of dy with w in one phase backward."""
+    _mr, nr, lanes = _tile(problem.dtype.itemsize)
+    sides = _sides(problem, rows, columns, backward)
+    few = sides["dg"] < lanes and columns.stride == 1 and sides["q"] >= lanes // 2
+    make, geometry = (correlate_narrow, _narrow) if few else (correlate, _wide)
+    record = geometry(problem, rows, columns, sides, bias)
+    pack = pack_geometry(problem, rows, columns, backward, nr * lanes)
+    packed = packed_size(problem.groups, sides["dg"], rows.taps * columns.taps * sides["cg"], lanes)
+    return _Step(make, pack, record, packed, int(record["scratch"][0]))
+
+
+def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int], bias: bool) -> Array:
+    """Return the geometry of `correlate`: channels on the vectors."""
     mr, nr, lanes = _tile(problem.dtype.itemsize)
-    n, groups = problem.n, problem.groups
-    (h, w, c, cg), (out_w, out_c, dg) = (
-        ((problem.oh, problem.ow, problem.d, problem.dg), (problem.w, problem.c, problem.cg))
-        if backward
-        else ((problem.h, problem.w, problem.c, problem.cg), (problem.ow, problem.d, problem.dg))
-    )
-    y_n = (problem.h if backward else problem.oh) * out_w * out_c
+    n, groups, cg, dg, p, q = (sides[name] for name in ("n", "groups", "cg", "dg", "p", "q"))
     taps = rows.taps * columns.taps
     gather = taps > 0 and (rows.padded or columns.padded or groups > 1)
-    p, q = rows.out, columns.out
     if taps == 1 and not gather and all(axis.plain for axis in (rows, columns)):
-        n, h, w, p, q = 1, 1, n * h * w, 1, n * p * q  # a matrix product over all pixels
+        # A matrix product over all pixels.
+        sides |= {"n": 1, "h": 1, "w": n * p * q, "p": 1, "q": n * p * q}
+        n, p, q = 1, 1, n * p * q
     reach = (rows.taps - 1) * rows.dilation + 1
     block_p, block_q = _blocking(p, q, reach, cg, rows.stride, mr)
     tasks = n * groups * math.ceil(p / block_p) * math.ceil(q / block_q)
@@ -99,19 +129,36 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias:
     if gather:
         scratch = ((block_p - 1) * rows.stride + reach) * cg
         scratch *= (block_q - 1) * columns.stride + (columns.taps - 1) * columns.dilation + 1
-    geometry = CORRELATE.record(
-        {
-            "n": n, "groups": groups, "h": h, "w": w, "c": c, "cg": cg, "dg": dg,
-            "R": rows.taps, "Q": columns.taps, "stride_h": rows.stride, "stride_w": columns.stride,
-            "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
-            "p": p, "q": q, "y_0": (rows.start * out_w + columns.start) * out_c, "y_n": y_n,
-            "y_p": rows.step * out_w * out_c, "y_q": columns.step * out_c,
-            "block_p": block_p, "block_q": block_q, "block_d": block_d, "gather": gather,
+    return CORRELATE.record(
+        sides
+        | {
+            "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d, "gather": gather,
             "scratch": -(-scratch // 16) * 16, "tasks": tasks * math.ceil(dg / block_d), "add_bias": bias,
+            "tile": panel_tile(problem.dtype.name, mr, nr),
         }
     )  # fmt: skip
-    pack = pack_geometry(problem, rows, columns, backward, nr * lanes)
-    return _Step(pack, geometry, packed_size(groups, dg, taps * cg, lanes), int(geometry["scratch"][0]))
+
+
+def _narrow(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int], bias: bool) -> Array:
+    """Return the geometry of `correlate_narrow`: pixels on the vectors."""
+    itemsize = problem.dtype.itemsize
+    lanes = machine.lanes(itemsize)
+    cg, dg, p, q = (sides[name] for name in ("cg", "dg", "p", "q"))
+    depth = rows.taps * columns.taps * cg
+    mr, nr = min(narrow_tiles(itemsize), key=lambda tile: _tile_cycles(dg, q, depth, tile[0], tile[1], lanes))
+    pitch = _even(q + max(columns.taps - 1, 0) * columns.dilation, 1, lanes) + lanes
+    reach = (rows.taps - 1) * rows.dilation + 1
+    block_p = max(1, min(TASK_ELEMENTS // (pitch * cg) - reach, 2 * TASK_PIXELS // q) // rows.stride)
+    block_p = _even(p, math.ceil(p / max(block_p, reach)))
+    s_sums = max(0, (block_p - 1) * rows.stride + reach) * cg * pitch
+    return NARROW.record(
+        sides
+        | {
+            "block_p": block_p, "pitch": pitch, "s_sums": s_sums, "scratch": s_sums + dg * pitch, "add_bias": bias,
+            "tasks": problem.n * problem.groups * math.ceil(p / block_p),
+            "tile": column_tile(problem.dtype.name, mr, nr), "mr": mr, "width": nr * lanes,
+        }
+    )  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -137,7 +184,7 @@ def _scratch(product: Array) -> int:
 @lru_cache(maxsize=1024)
 def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array | None]:
     """Describe the product and, where its parts are not dw itself, their sum."""
-    _mr, nr, lanes = _tile(problem.dtype.itemsize)
+    mr, nr, lanes = _tile(problem.dtype.itemsize)
     rows, columns = forward_axes(problem)
     n, h, w, p, q = problem.n, problem.h, problem.w, problem.oh, problem.ow
     cg, dg, groups = problem.cg, problem.dg, problem.groups
@@ -149,8 +196,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
         pixels = n * p * q
         q = max(v for v in range(1, BLOCK_PIXELS + 1) if pixels % v == 0)
         n, h, w, p = 1, pixels // q, q, pixels // q
-    block_k = _even(cg, math.ceil(cg / BLOCK_CHANNELS), nr * lanes)
-    block_d = _even(dg, math.ceil(dg / BLOCK_CHANNELS), nr * lanes)
+    block_k = min(cg, _even(cg, math.ceil(cg / BLOCK_CHANNELS), nr * lanes))
+    block_d = min(dg, _even(dg, math.ceil(dg / BLOCK_CHANNELS), nr * lanes))
     gather = gather or block_k < cg
     run = problem.kw * cg if columns.dilation == 1 and (gather or groups == 1) and block_k == cg else block_k
     swap = _lanes_used(run, nr * lanes, lanes) < _lanes_used(dg, nr * lanes, lanes) and run < nr * lanes
@@ -183,6 +230,7 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
             "block_k": block_k, "gather": gather, "gather_dy": gather_dy, "scratch": -(-scratch // 16) * 16,
             "scratch_dy": -(-scratch_dy // 16) * 16, "swap": swap,
             "accumulate": accumulate and direct, "part": part, "tasks": tasks,
+            "tile": column_tile(problem.dtype.name, mr, nr),
         }
     )  # fmt: skip
     if direct:
@@ -194,6 +242,18 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
         }
     )  # fmt: skip
     return product, total
+
+
+def _tile_cycles(rows: int, columns: int, depth: int, mr: int, nr: int, lanes: int) -> float:
+    """Return the predicted cycles of a ``rows x depth`` by ``depth x columns`` product in register tiles."""
+    tiles = math.ceil(rows / mr)
+
+    def cycles(vectors: int) -> float:
+        # Two multiply-adds a cycle, and none before the one before in the same register: four cycles.
+        return depth * max(rows / tiles * vectors / 2, 4) / EFFICIENCY + TILE_CYCLES
+
+    full, rest = divmod(columns, nr * lanes)
+    return tiles * (full * cycles(nr) + (cycles(math.ceil(rest / lanes)) if rest else 0))
 
 
 def _lanes_used(columns: int, width: int, lanes: int) -> float:
@@ -234,6 +294,29 @@ class Loop:
         elements = max(s.packed + s.scratch * _workers(problem) for s in steps)
         return elements * problem.dtype.itemsize
 
+    def cost(self, problem: ConvProblem, pass_: Pass) -> float:
+        """The cycles of all register tiles, at the micro-kernel's speed."""
+        problem = replace(problem, dtype=problem.compute_dtype)
+        mr, nr, lanes = _tile(problem.dtype.itemsize)
+        if pass_ == "weight_grad":
+            g = _weight_grad_steps(problem, False)[0][0]
+            merged = g["dilation_w"] == 1 and g["block_k"] == g["cg"]
+            run, runs = (g["Q"] * g["cg"], g["R"]) if merged else (g["cg"], g["R"] * g["Q"])
+            rows, columns = (run, g["dg"]) if g["swap"] else (g["dg"], run)
+            blocks = g["n"] * g["groups"] * g["p"] * g["q"] / (g["block_p"] * g["block_q"])
+            return float(blocks * runs * _tile_cycles(rows, columns, g["block_p"] * g["block_q"], mr, nr, lanes))
+        total = 0.0
+        for step in _forward_steps(problem, False) if pass_ == "forward" else _input_grad_steps(problem):
+            g = step.geometry[0]
+            depth = g["R"] * g["Q"] * g["cg"]
+            if step.make is correlate_narrow:
+                cycles = _tile_cycles(g["dg"], g["q"], depth, g["mr"], g["width"] // lanes, lanes)
+                cycles += g["q"] * (g["cg"] + g["dg"])  # x and y turned
+            else:
+                cycles = _tile_cycles(g["q"], g["dg"], depth, mr, nr, lanes)
+            total += g["n"] * g["groups"] * g["p"] * cycles
+        return float(total)
+
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """Correlate x with w."""
         self._correlate(problem, _forward_steps(problem, b is not None), x, w, b, y, pack_columns)
@@ -251,9 +334,8 @@ class Loop:
         for step in steps:
             if step.packed:
                 pack(nr * lanes, lanes)(w, packed, _queue(), workers, step.pack, workers=workers)
-            correlate(mr, nr, lanes)(
-                x, packed, y if b is None else b, y, scratch, _queue(), workers, step.geometry, workers=workers
-            )
+            kernel = step.make(lanes) if step.make is correlate_narrow else step.make(mr, nr, lanes)
+            kernel(x, packed, y if b is None else b, y, scratch, _queue(), workers, step.geometry, workers=workers)
 
     def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
         """Multiply dy and x over all pixels."""

@@ -10,10 +10,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .. import machine
 from ..problem import ConvProblem, Pass
 from .base import Array
 
 __all__ = ["Tensordot"]
+
+#: Bytes that one core moves between memory and registers in a cycle.
+BYTES_A_CYCLE = 4
 
 
 class Tensordot:
@@ -31,6 +35,11 @@ class Tensordot:
         p = problem
         padded = p.n * (p.h + sum(p.padding[0])) * (p.w + sum(p.padding[1])) * p.c
         return (padded + p.n * p.oh * p.ow * (p.cg + 2 * p.dg)) * p.dtype.itemsize
+
+    def cost(self, problem: ConvProblem, pass_: Pass) -> float:
+        """A BLAS product, and for each kernel position a copy of the window, of dy, and a pass over the result."""
+        copied = 3 * problem.kh * problem.kw * problem.bytes
+        return problem.flops / machine.flops_a_cycle(problem.dtype.itemsize) + copied / BYTES_A_CYCLE
 
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """``y = sum over (h, v) of x_window(h, v) . w[:, h, v, :]``."""

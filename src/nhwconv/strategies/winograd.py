@@ -11,17 +11,19 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from .. import arrays, machine
 from ..kernels.jit import Kernel
 from ..kernels.packing import pack_columns, pack_rows, packed_size
-from ..kernels.tile import register_tile
+from ..kernels.tile import column_tile, panel_tile, register_tile
 from ..kernels.weight_grad import SUM_PARTS, sum_parts
 from ..kernels.winograd import (
     WINOGRAD,
     WINOGRAD_WEIGHT_GRAD,
+    transforms,
     winograd_correlate,
     winograd_weight_grad,
     winograd_weights,
@@ -41,6 +43,9 @@ BLOCK_TILES = 56
 BLOCK_CHANNELS = 64
 #: Transform weights once for all tasks where more blocks of tiles than this would do it again.
 SHARED = 4
+#: The part of the peak at which the micro-kernel runs, and the cycles in which a transform makes a vector.
+EFFICIENCY = 0.75
+TRANSFORM = 4
 #: weight_grad: tiles of one block, slices, and elements of all slices' parts.
 SUM_TILES = 56
 SLICES = 16
@@ -77,9 +82,8 @@ def _form(rows: int, columns: int, p: int, q: int) -> _Form | None:
 
 @dataclass(frozen=True)
 class _Step:
-    """One correlation: its form, how w is packed for it, its geometry, and the elements it needs."""
+    """One correlation: how w is packed for it, its geometry, and the elements it needs."""
 
-    form: _Form
     pack: Array
     geometry: Array
     packed: int
@@ -102,7 +106,7 @@ def _round(value: int) -> int:
 
 
 def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward: bool, bias: bool) -> _Step:
-    _mr, nr, lanes = _tile(problem)
+    mr, nr, lanes = _tile(problem)
     n, groups = problem.n, problem.groups
     (h, w, c, cg), (out_h, out_w, out_c, dg) = (
         ((problem.oh, problem.ow, problem.d, problem.dg), (problem.h, problem.w, problem.c, problem.cg))
@@ -132,11 +136,13 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
             "y_p": rows.step * out_w * out_c, "y_q": columns.step * out_c,
             "shared": shared, "add_bias": bias, "s_u": v, "s_m": v + u, "scratch": v + u + m,
             "tasks": groups * blocks_t * blocks_d,
+            "tile": panel_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
+            "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
         }
     )  # fmt: skip
     transformed = packed_size(groups, dg, form.points * cg, lanes) if shared else 0
     pack = pack_geometry(problem, rows, columns, backward, width)
-    return _Step(form, pack, geometry, packed, transformed, v + u + m)
+    return _Step(pack, geometry, packed, transformed, v + u + m)
 
 
 def _forms(problem: ConvProblem, pass_: Pass) -> list[tuple[Axis, Axis, _Form | None]]:
@@ -169,8 +175,8 @@ def _filter_form(problem: ConvProblem) -> _Form | None:
 
 
 @lru_cache(maxsize=1024)
-def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[_Form, Array, Array]:
-    _mr, _nr, lanes = _tile(problem)
+def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array]:
+    mr, nr, lanes = _tile(problem)
     form = _filter_form(problem)
     assert form is not None
     rows, columns = forward_axes(problem)
@@ -191,6 +197,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[_Form, A
             "top": rows.before, "left": columns.before, "p": rows.out, "q": columns.out,
             "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
             "slices": slices, "part": part, "s_dy": v, "s_m": v + f, "scratch": v + f + m, "tasks": slices * blocks,
+            "tile": column_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
+            "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
         }
     )  # fmt: skip
     total = SUM_PARTS.record(
@@ -199,7 +207,19 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[_Form, A
             "accumulate": accumulate, "tasks": problem.d,
         }
     )  # fmt: skip
-    return form, product, total
+    return product, total
+
+
+def _tiles(g: Any) -> int:
+    return int(g["n"] * g["dilation_h"] * g["dilation_w"] * g["tiles_h"] * g["tiles_w"])
+
+
+def _cycles(g: Any, lanes: int, inputs: int, outputs: int, weights: float) -> float:
+    """Return the cycles of a pass: its products, and its transforms, in channels of x and y a tile and in weights."""
+    points = (g["m_h"] + g["r_h"] - 1) * (g["m_w"] + g["r_w"] - 1)
+    products = _tiles(g) * g["cg"] * g["dg"] / (2 * EFFICIENCY)
+    transforms = TRANSFORM * (_tiles(g) * (inputs + outputs) + weights)
+    return float(g["groups"] * points * (products + transforms) / lanes)
 
 
 def _queue() -> Array:
@@ -233,12 +253,27 @@ class Winograd:
         if not problem.n:
             return 0
         if pass_ == "weight_grad":
-            _, product, _ = _weight_grad_steps(problem, False)
+            product, _ = _weight_grad_steps(problem, False)
             elements = int(product["scratch"][0]) * machine.threads() + int(product["slices"][0] * product["part"][0])
         else:
             steps = _steps(problem, pass_, True)
             elements = max(s.packed + s.shared + s.scratch * machine.threads() for s in steps)
         return elements * problem.dtype.itemsize
+
+    def cost(self, problem: ConvProblem, pass_: Pass) -> float:
+        """The products of all tiles, and the transforms' vectors, read and written."""
+        problem = replace(problem, dtype=problem.compute_dtype)
+        lanes = machine.lanes(problem.dtype.itemsize)
+        cg, dg = problem.cg, problem.dg
+        if pass_ == "weight_grad":
+            product, _ = _weight_grad_steps(problem, False)
+            return _cycles(product[0], lanes, cg * -(-dg // BLOCK_CHANNELS), dg * -(-cg // BLOCK_CHANNELS), 0)
+        total = 0.0
+        for step in _steps(problem, pass_, False):
+            g = step.geometry[0]
+            weights = g["cg"] * g["dg"] * (1 if step.shared else _tiles(g) / g["block_t"])
+            total += _cycles(g, lanes, g["cg"] * -(-g["dg"] // g["block_d"]), g["dg"], weights)
+        return float(total)
 
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """Correlate x with w."""
@@ -265,14 +300,12 @@ class Winograd:
         transformed = arrays.empty((max(s.shared for s in steps),), problem.dtype)
         scratch = arrays.empty((max(s.scratch for s in steps) * workers,), problem.dtype)
         for step in steps:
-            form, weights = step.form.key, packed
+            weights = packed
             pack(nr * lanes, lanes)(w, packed, _queue(), workers, step.pack, workers=workers)
             if step.shared:
                 weights = transformed
-                winograd_weights(*form, nr * lanes, lanes)(
-                    packed, weights, _queue(), workers, step.geometry, workers=workers
-                )
-            winograd_correlate(*form, mr, nr, lanes)(
+                winograd_weights(nr * lanes, lanes)(packed, weights, _queue(), workers, step.geometry, workers=workers)
+            winograd_correlate(mr, nr, lanes)(
                 x, weights, y if b is None else b, y, scratch, _queue(), workers, step.geometry, workers=workers
             )
 
@@ -280,10 +313,10 @@ class Winograd:
         """Correlate x with dy, tile by tile, and add the slices."""
         mr, nr, lanes = _tile(problem)
         workers = machine.threads()
-        form, product, total = _weight_grad_steps(problem, accumulate)
+        product, total = _weight_grad_steps(problem, accumulate)
         parts = arrays.empty((int(product["slices"][0] * product["part"][0]),), problem.dtype)
         scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
-        winograd_weight_grad(*form.key, mr, nr, lanes)(
+        winograd_weight_grad(mr, nr, lanes)(
             x.reshape(-1), dy.reshape(-1), parts, scratch, _queue(), workers, product, workers=workers
         )
         sum_parts()(parts, dw.reshape(-1), _queue(), workers, total, workers=workers)

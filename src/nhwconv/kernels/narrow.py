@@ -1,0 +1,101 @@
+"""The correlation of `nhwconv.kernels.correlate` for few output channels: pixels on the vectors, not channels.
+
+Input gradients of image layers have three output channels, which would leave most of a vector empty. Here a task copies
+its rows of x with pixels side by side, ``(rows, channels, columns)``, and a register tile is a few output channels
+times a run of pixels of one row. Outputs are a stride apart in y, never in x: ``stride_w`` is one.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from numba import prange
+
+from .geometry import Fields
+from .jit import Kernel, device, kernel
+from .simd import fetch_add, fill_zero, transpose
+from .tile import tile_product
+
+__all__ = ["NARROW", "correlate_narrow"]
+
+NARROW = Fields(
+    # sizes: images, groups, x, channels of a group in x and in y
+    "n groups h w c cg dg "
+    # taps, and how x is read
+    "R Q stride_h dilation_h dilation_w top left "
+    # the grid of outputs, and where they lie in y, in elements
+    "p q y_0 y_n y_p y_q "
+    # rows of outputs of a task; columns of its copy of x; where its sums are, and the size of its scratch
+    "block_p pitch s_sums scratch tasks add_bias "
+    # the micro-kernel's address, and its register tile in rows and columns
+    "tile mr width"
+)
+
+
+@device
+def _turn_row(g, x, x_row, channels, scratch, target, LANES):
+    """Copy a row of x with pixels side by side, zeros around them: ``(channels, pitch)``."""
+    fill_zero(scratch, target, channels * g.pitch)
+    first, last = max(0, -g.left), min(g.w, g.pitch - LANES - g.left)
+    for j in range(first, last, LANES):
+        pixels = min(LANES, last - j)
+        for k in range(0, channels, LANES):
+            transpose(
+                x, x_row + j * g.c + k, g.c, pixels, min(LANES, channels - k),
+                scratch, target + k * g.pitch + g.left + j, g.pitch,
+            )  # fmt: skip
+
+
+@device
+def _write_row(g, scratch, source, bias, channel, y, target):
+    """Write a row of sums ``(dg, pitch)`` to y, where channels are side by side, with the bias."""
+    for d in range(g.dg):
+        added = bias[channel + d] if g.add_bias else 0
+        for q in range(g.q):
+            y[target + q * g.y_q + d] = scratch[source + d * g.pitch + q] + added
+
+
+@cache
+def correlate_narrow(LANES: int) -> Kernel:
+    """Make the kernel. Weights are packed as ``(groups, R, Q, cg, LANES)``, one panel a group."""
+
+    def correlate_narrow(x, packed, bias, y, scratch, queue, workers, geometry):
+        for worker in prange(workers):
+            g = geometry[0]
+            depth, blocks_p = g.R * g.Q * g.cg, (g.p + g.block_p - 1) // g.block_p
+            s_0 = worker * g.scratch
+            s_sums = s_0 + g.s_sums
+            tiles = (g.dg + g.mr - 1) // g.mr
+            while True:
+                task = fetch_add(queue)
+                if task >= g.tasks:
+                    break
+                # the task: rows p_0:p_1 of outputs of a group of image n
+                p_0, rest = task % blocks_p * g.block_p, task // blocks_p
+                n, group = rest % g.n, rest // g.n
+                p_1 = min(p_0 + g.block_p, g.p)
+                row = p_0 * g.stride_h - g.top
+                rows = (p_1 - p_0 - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1
+                for i in range(rows):
+                    target = s_0 + i * g.cg * g.pitch
+                    if 0 <= row + i < g.h:
+                        x_row = (n * g.h + row + i) * g.w * g.c + group * g.cg
+                        _turn_row(g, x, x_row, g.cg, scratch, target, LANES)
+                    else:
+                        fill_zero(scratch, target, g.cg * g.pitch)
+                for p in range(p_0, p_1):
+                    b_p = s_0 + (p - p_0) * g.stride_h * g.cg * g.pitch
+                    for q in range(0, g.q, g.width):
+                        for t in range(tiles):
+                            m_0, m_1 = t * g.dg // tiles, (t + 1) * g.dg // tiles
+                            c_0 = s_sums + m_0 * g.pitch + q
+                            tile_product(
+                                g.tile, m_1 - m_0, min(g.width, g.q - q), g.R, g.Q, g.cg,
+                                packed, group * depth * LANES + m_0, g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
+                                scratch, b_p + q, g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
+                                False, scratch, c_0, g.pitch, scratch, c_0, g.pitch,
+                            )  # fmt: skip
+                    y_p = g.y_0 + n * g.y_n + p * g.y_p + group * g.dg
+                    _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p)
+
+    return kernel(correlate_narrow)
