@@ -31,6 +31,9 @@ from .simd import I64, Emitter, fetch_add, fill_zero, i64, index, pointer
 
 __all__ = ["CORRELATE", "WEIGHT_GRAD", "correlate", "weight_grad"]
 
+#: Prefetched lines go to L2 (`prefetcht1`): a row ahead is too much for L1.
+LOCALITY = 2
+
 CORRELATE = Fields(
     # sizes: x, its channels, those of y, their padded number
     "h w c d padded "
@@ -90,6 +93,8 @@ class _Rows:
         for field in fields:
             self.value[field] = builder.load(builder.gep(record, [i64(geometry.names.index(field))]))
         self.stride, self.dilation, self.gather = literal
+        #: vectors of x, new to a row, that an output adds
+        self.lines = max(1, self.stride * self.stride)
         emit, value = self.emitter, self.value
         self.mask = emit.first_lanes(value["channels"])
         self.full = builder.icmp_signed(">=", value["channels"], i64(emit.lanes))
@@ -152,6 +157,18 @@ class _Rows:
                 column = column_start
             action(load(address, column, careful), pairs)
 
+    def prefetch(self, ahead, pixel, pixels, lines=0):
+        """Ask for some vectors a pixel of what the next rows read, in the order of memory.
+
+        The processor's own prefetcher follows this order, and not that in which tiles read: it cannot tell where a
+        vector of channels goes on.
+        """
+        builder, emit, lines = self.builder, self.emitter, lines or self.lines
+        start = builder.gep(ahead, [builder.mul(pixel, i64(lines * emit.lanes))])
+        how = [ir.Constant(ir.IntType(32), v) for v in (0, LOCALITY, 1)]  # to read, how near, data
+        for line in range(pixels * lines):
+            emit._call("llvm.prefetch.p0", ir.VoidType(), [builder.gep(start, [i64(line * emit.lanes)]), *how])
+
     def each_tile(self, count, reach, body):
         """Cut `count` pixels into tiles: ``body(pixel, column, P, careful)``; `reach` is a pixel's last column."""
         builder, value = self.builder, self.value
@@ -183,7 +200,7 @@ class _Rows:
 
 # --------------------------------------------------------------------------------------------- correlate
 
-_C_POINTERS = ("x", "taps", "start", "zero", "y")
+_C_POINTERS = ("x", "taps", "start", "zero", "ahead", "y")
 _C_NUMBERS = ("rows", "channels", "stream")
 _C_FIELDS = (
     "w", "c", "chunks_1", "chunks_2", "Q", "M", "stride_w", "dilation_w", "left", "x_r", "w_r", "w_q", "w_m", "q",
@@ -193,7 +210,7 @@ _C_FIELDS = (
 
 @intrinsic(prefer_literal=True)
 def correlate_row(
-    typingctx, Q1, Q2, stride, dilation, gather, x, x_0, packed, taps, start, zero, y, y_0, table, t_0,
+    typingctx, Q1, Q2, stride, dilation, gather, x, x_0, ahead, packed, taps, start, zero, y, y_0, table, t_0,
     geometry, phase, rows, channels, stream,
 ):  # fmt: skip
     """Compute a row of outputs for one vector of channels, of which `channels` exist.
@@ -203,14 +220,15 @@ def correlate_row(
     """
     literal = [v.literal_value for v in (Q1, Q2, stride, dilation, gather)]
     signature = types.void(
-        Q1, Q2, stride, dilation, gather, x, x_0, packed, taps, start, zero, y, y_0, table, t_0,
+        Q1, Q2, stride, dilation, gather, x, x_0, ahead, packed, taps, start, zero, y, y_0, table, t_0,
         geometry, phase, rows, channels, stream,
     )  # fmt: skip
 
     def codegen(context, builder, sig, args):
-        names = [
+        arrays = [
             "x",
             "x_0",
+            "ahead",
             "packed",
             "taps",
             "start",
@@ -221,10 +239,8 @@ def correlate_row(
             "t_0",
             "geometry",
             "phase",
-            "rows",
-            "channels",
-            "stream",
         ]
+        names = [*arrays, *_C_NUMBERS]
         kind, value = dict(zip(names, sig.args[5:], strict=True)), dict(zip(names, args[5:], strict=True))
 
         def number(name):
@@ -235,8 +251,8 @@ def correlate_row(
 
         function = _correlate_function(builder.module, kind["y"].dtype, *literal)
         record = builder.bitcast(place("geometry", "phase"), I64.as_pointer())
-        arrays = [("x", "x_0"), ("packed", "taps"), ("packed", "start"), ("packed", "zero"), ("y", "y_0")]
-        addresses = [place(a, o) for a, o in arrays]
+        pairs = ["x x_0", "packed taps", "packed start", "packed zero", "x ahead", "y y_0"]
+        addresses = [place(*pair.split()) for pair in pairs]
         builder.call(function, [*addresses, place("table", "t_0"), record, *(number(n) for n in _C_NUMBERS)])
 
     return signature, codegen
@@ -249,7 +265,7 @@ def _correlate_function(module, dtype, q1, q2, stride, dilation, gather):
         return module.globals[name]
     rows = _Rows(module, dtype, name, _C_POINTERS, _C_NUMBERS, _C_FIELDS, CORRELATE, (stride, dilation, gather))
     builder, emit, value, at = rows.builder, rows.emitter, rows.value, rows.at
-    stride_step, dilation_step = (i64(stride), i64(dilation)) if stride else (value["stride_w"], value["dilation_w"])
+    dilation_step = i64(dilation) if dilation else value["dilation_w"]
     value["first"] = builder.neg(value["left"])
     start = emit.load(at["start"])
     reach = builder.mul(builder.sub(value["Q"], i64(1)), dilation_step)
@@ -257,6 +273,7 @@ def _correlate_function(module, dtype, q1, q2, stride, dilation, gather):
     def body(pixel, column, pixels, careful):
         sums = [cgutils.alloca_once_value(builder, start) for _ in range(pixels)]
         x = builder.gep(at["x"], [builder.mul(column, value["c"])])
+        rows.prefetch(at["ahead"], pixel, pixels)
 
         def chunk(x, column, taps, count):
             """Add the products of `count` taps."""
@@ -353,12 +370,14 @@ def correlate(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES: 
                         r_0, r_1 = _inside(row, g.h, g.dilation_h, g.R)
                         x_0 = (n * g.h + row + r_0 * g.dilation_h) * g.w * g.c
                         w_0 = g.w_0 + r_0 * g.w_r
+                        ahead = (n * g.h + row + (g.R - 1) * g.dilation_h + 1) * g.w * g.c
                         y_0 = g.y_0 + n * g.y_n + p * g.y_p
                         for j in range(0, g.d, LANES):
                             channel, t_0 = (0, j) if GATHER else (j, 0)
                             correlate_row(
-                                Q1, Q2, STRIDE, DILATION, GATHER, x, x_0 + channel, packed, w_0 + j, start + j, zero,
-                                y, y_0 + j, table, t_0, geometry, phase, r_1 - r_0, g.d - j, stream,
+                                Q1, Q2, STRIDE, DILATION, GATHER, x, x_0 + channel, ahead + j * g.w * g.stride_h,
+                                packed, w_0 + j, start + j, zero, y, y_0 + j, table, t_0, geometry, phase,
+                                r_1 - r_0, g.d - j, stream,
                             )  # fmt: skip
 
     return kernel(correlate)
@@ -366,15 +385,15 @@ def correlate(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES: 
 
 # ------------------------------------------------------------------------------------------- weight_grad
 
-_W_POINTERS = ("x", "dy", "zero", "part")
+_W_POINTERS = ("x", "dy", "ahead_x", "ahead_dy", "zero", "part")
 _W_NUMBERS = ("taps", "rows", "lines", "first", "channels")
 _W_FIELDS = ("w", "c", "d", "padded", "stride_w", "dilation_w", "q", "x_r", "x_p", "y_p", "part_r")
 
 
 @intrinsic(prefer_literal=True)
 def sum_products(
-    typingctx, Q1, Q2, stride, dilation, gather, x, x_0, dy, dy_0, parts, zero, part, table, t_0, geometry,
-    taps, rows, lines, first, channels,
+    typingctx, Q1, Q2, stride, dilation, gather, x, x_0, ahead_x, dy, dy_0, ahead_dy, parts, zero, part, table, t_0,
+    geometry, taps, rows, lines, first, channels,
 ):  # fmt: skip
     """Add to a part the products of `lines` rows of dy with x, for one vector of channels, of which `channels` exist.
 
@@ -384,12 +403,13 @@ def sum_products(
     """
     literal = [v.literal_value for v in (Q1, Q2, stride, dilation, gather)]
     signature = types.void(
-        Q1, Q2, stride, dilation, gather, x, x_0, dy, dy_0, parts, zero, part, table, t_0, geometry,
-        taps, rows, lines, first, channels,
+        Q1, Q2, stride, dilation, gather, x, x_0, ahead_x, dy, dy_0, ahead_dy, parts, zero, part, table, t_0,
+        geometry, taps, rows, lines, first, channels,
     )  # fmt: skip
 
     def codegen(context, builder, sig, args):
-        names = ["x", "x_0", "dy", "dy_0", "parts", "zero", "part", "table", "t_0", "geometry", *_W_NUMBERS]
+        arrays = ["x", "x_0", "ahead_x", "dy", "dy_0", "ahead_dy", "parts", "zero", "part", "table", "t_0", "geometry"]
+        names = [*arrays, *_W_NUMBERS]
         kind, value = dict(zip(names, sig.args[5:], strict=True)), dict(zip(names, args[5:], strict=True))
 
         def number(name):
@@ -401,7 +421,8 @@ def sum_products(
         function = _sum_function(builder.module, kind["dy"].dtype, *literal)
         record = pointer(context, builder, kind["geometry"], value["geometry"], i64(0))
         record = builder.bitcast(record, I64.as_pointer())
-        addresses = [place(a, o) for a, o in (("x", "x_0"), ("dy", "dy_0"), ("parts", "zero"), ("parts", "part"))]
+        pairs = ["x x_0", "dy dy_0", "x ahead_x", "dy ahead_dy", "parts zero", "parts part"]
+        addresses = [place(*pair.split()) for pair in pairs]
         builder.call(function, [*addresses, place("table", "t_0"), record, *(number(n) for n in _W_NUMBERS)])
 
     return signature, codegen
@@ -439,6 +460,9 @@ def _emit_sums(emitted, taps, rows):
     with cgutils.for_range(builder, value["lines"]) as loop:
         x_line = builder.gep(at["x"], [builder.mul(loop.index, value["x_p"])])
         dy_line = builder.gep(at["dy"], [builder.mul(loop.index, value["y_p"])])
+        pixels_before = builder.mul(loop.index, value["q"])
+        x_ahead = builder.gep(at["ahead_x"], [builder.mul(pixels_before, i64(emitted.lines * emit.lanes))])
+        dy_ahead = builder.gep(at["ahead_dy"], [builder.mul(pixels_before, i64(emit.lanes))])
 
         def body(pixel, column, pixels, careful):
             dy = builder.gep(dy_line, [builder.mul(pixel, value["d"])])
@@ -447,6 +471,9 @@ def _emit_sums(emitted, taps, rows):
                 for i in range(pixels)
             ]
             x = builder.gep(x_line, [builder.mul(column, value["c"])])
+            if taps <= 3:  # more taps have work enough to hide the memory behind
+                emitted.prefetch(x_ahead, pixel, pixels)
+                emitted.prefetch(dy_ahead, pixel, pixels, 1)
             for row in sums:
 
                 def add(vector, pairs, row=row):
@@ -496,6 +523,8 @@ def weight_grad(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES
                         if low != r_0 or high != r_1:
                             break
                         lines += 1
+                    ahead_x = (n * g.h + row + (g.R - 1) * g.dilation_h + 1 + (lines - 1) * g.stride_h) * g.w * g.c
+                    ahead_dy = (line + lines) * g.q * g.d
                     for j in range(d_0, d_1, LANES):
                         channel, t_0 = (0, j) if GATHER else (j, 0)
                         dy_0 = line * g.q * g.d + j
@@ -508,8 +537,9 @@ def weight_grad(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES
                                 rows = most if r + most <= r_1 else 1
                                 x_0 = (n * g.h + row + r * g.dilation_h) * g.w * g.c + channel
                                 sum_products(
-                                    Q1, Q2, STRIDE, DILATION, GATHER, x, x_0, dy, dy_0, parts, zero,
-                                    part + (r * g.Q + tap) * g.padded + j, table, t_0, geometry,
+                                    Q1, Q2, STRIDE, DILATION, GATHER, x, x_0, ahead_x + j * lines * g.w * g.stride_h,
+                                    dy, dy_0, ahead_dy + j * lines * g.q,
+                                    parts, zero, part + (r * g.Q + tap) * g.padded + j, table, t_0, geometry,
                                     taps, rows, lines, first, g.d - j,
                                 )  # fmt: skip
                                 r += rows

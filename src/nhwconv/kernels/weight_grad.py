@@ -157,13 +157,17 @@ def sum_parts() -> Kernel:
                 # a task is one channel of y: `depth` numbers of dw
                 start = task * g.depth
                 group, j = task // g.dg, task % g.dg
-                source, step = (group * g.depth * g.dg + j, g.dg) if g.swap else (start, 1)
+                row = dw[start : start + g.depth]
+                if not g.accumulate:
+                    row[:] = 0
                 for piece in range(g.slices):
-                    if piece == 0 and not g.accumulate:
+                    part = parts[piece * g.part : (piece + 1) * g.part]
+                    if g.swap:
                         for k in range(g.depth):
-                            dw[start + k] = parts[source + k * step]
+                            row[k] += part[(group * g.depth + k) * g.dg + j]
                     else:
+                        part = part[start : start + g.depth]
                         for k in range(g.depth):
-                            dw[start + k] += parts[source + piece * g.part + k * step]
+                            row[k] += part[k]
 
     return kernel(sum_parts)

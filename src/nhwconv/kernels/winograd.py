@@ -248,7 +248,7 @@ WINOGRAD = Fields(
 
 @cache
 def winograd_weights(WIDTH: int, LANES: int) -> Kernel:
-    """Make the kernel that transforms packed weights: ``(panels, taps, cg, width)``, afterwards with points for taps."""
+    """Make the kernel that transforms packed weights: their taps become points, and all else keeps its order."""
 
     def winograd_weights(packed, transformed, queue, workers, geometry):
         for _worker in prange(workers):
@@ -291,7 +291,8 @@ def _transform_inputs(g, step_h, step_w, x, channel, channels, tile, tiles, scra
         transform(
         g.input_transform, x, ((n * g.h + row) * g.w + column) * g.c + channel,
             g.dilation_h * g.w * g.c, g.dilation_w * g.c, row_0, row_1, column_0, column_1,
-            scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point, g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
+            scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point,
+            g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
             False, x, 0,
         )  # fmt: skip
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
@@ -316,7 +317,7 @@ def _transform_outputs(g, scratch, source, tile, tiles, width, bias, y, channel)
 
 @cache
 def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
-    """Make the kernel of one F(g.m_h, g.r_h) x F(g.m_w, g.r_w): the forward pass, and one phase of the input gradient."""
+    """Make the kernel of the forward pass, and of one phase of the input gradient."""
     WIDTH = NR * LANES
 
     def winograd_correlate(x, weights, bias, y, scratch, queue, workers, geometry):
@@ -376,7 +377,7 @@ WINOGRAD_WEIGHT_GRAD = Fields(
 
 @device
 def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target):
-    """Transform `channels` channels of `tiles` tiles of dy, g.r_h x g.r_w pixels each: ``(points, tiles, channels)``."""
+    """Transform `channels` channels of `tiles` tiles of dy, r_h x r_w pixels each: ``(points, tiles, channels)``."""
     n, u, v, i, j = _first_tile(g, tile)
     point = tiles * channels
     c = g.groups * g.dg
@@ -386,7 +387,8 @@ def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target):
         g.weights_transform, dy, ((n * g.p + p) * g.q + q) * c + channel,
             g.dilation_h * g.q * c, g.dilation_w * c,
             0, _ceil(g.p - p, g.dilation_h), 0, _ceil(g.q - q, g.dilation_w),
-            scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point, g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
+            scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point,
+            g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
             False, dy, 0,
         )  # fmt: skip
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
@@ -394,7 +396,7 @@ def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target):
 
 @cache
 def winograd_weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
-    """Make the kernel of one F(g.m_h, g.r_h) x F(g.m_w, g.r_w), where g.m_h x g.m_w is the kernel and g.r_h x g.r_w a tile of dy."""
+    """Make the kernel of the weight gradient: ``m_h x m_w`` is the kernel, ``r_h x r_w`` a tile of dy."""
     WIDTH = NR * LANES
 
     def winograd_weight_grad(x, dy, parts, scratch, queue, workers, geometry):

@@ -27,8 +27,6 @@ __all__ = ["Depthwise"]
 SERIAL_FLOPS = 500_000
 #: Kernel sizes whose rows of taps are unrolled whole, or in the two phases of stride 2; others are chunks of 2 and 1.
 UNROLLED = (3, 5, 7)
-#: Numbers of x and y that a task moves: enough to be worth a place in the queue, few enough for L2.
-TASK_ELEMENTS = 64 * 1024
 #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
 TASKS = 32
 #: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
@@ -36,17 +34,23 @@ STREAM_BYTES = 4 * 2**20
 #: The part of the peak at which the multiply-adds run, and the bytes that a core moves in a cycle.
 EFFICIENCY = 0.5
 BYTES_A_CYCLE = 4
-#: weight_grad: pixels whose products are summed in registers, most slices, and most numbers of all their parts.
+#: weight_grad: pixels whose products are summed in registers.
 SUM_PIXELS = 128
+#: weight_grad: least rows of a slice, most slices, and most numbers of all their parts.
+SLICE_LINES = 3
 MAX_SLICES = 32
 PARTS_LIMIT = 2**20
+
+
+#: A kernel's parameters: Q1, Q2, STRIDE, DILATION, GATHER, LANES.
+_Literal = tuple[int, int, int, int, int, int]
 
 
 @dataclass(frozen=True)
 class _Steps:
     """What one pass needs: its kernel's parameters, its phases' geometry, and the table of channel offsets."""
 
-    literal: tuple[int, int, int, int, int, int]
+    literal: _Literal
     geometry: Array
     table: Array
 
@@ -67,7 +71,7 @@ def _split(length: int, chunks: tuple[int, int]) -> tuple[int, int]:
     return first, rest // q2 if q2 else 0
 
 
-def _literal(lengths: set[int], stride: int, dilation: int, gather: bool, lanes: int) -> tuple[int, ...]:
+def _literal(lengths: set[int], stride: int, dilation: int, gather: bool, lanes: int) -> _Literal:
     """Return a kernel's parameters. Columns are shared among taps where stride and dilation are emitted as numbers."""
     stride, dilation = (stride, dilation) if stride <= 2 and dilation == 1 else (0, 0)
     return (*_chunks(lengths), stride, dilation, int(gather), lanes)
@@ -91,15 +95,13 @@ def _correlation(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward
     (h, w, c), (out_h, out_w, d) = (problem.h, problem.w, problem.c), (problem.oh, problem.ow, problem.d)
     if backward:
         (h, w, c), (out_h, out_w, d) = (out_h, out_w, d), (h, w, c)
-    rows, columns = phases[0]
+    columns = phases[0][1]
     lengths = {q.taps for _, q in phases if q.taps} or {1}
     literal = _literal(lengths, columns.stride, columns.dilation, gather, lanes)
     padded = _padded(d, lanes)
     # A block of rows of a task, the same part of every phase.
     p = max(r.out for r, _ in phases)
-    line = (w * c * rows.stride + out_w * d * rows.step) or 1
-    tasks = math.ceil(TASKS / problem.n)
-    block_p = max(1, math.ceil(p / tasks))
+    block_p = math.ceil(p / math.ceil(TASKS / problem.n))
     blocks = math.ceil(p / block_p)
     records = []
     for r, q in phases:
@@ -145,7 +147,7 @@ def _weight_grad_steps(problem: ConvProblem) -> _Steps:
     padded = _padded(problem.d, lanes)
     part = problem.kh * problem.kw * padded
     total = problem.n * problem.oh
-    slices = max(1, min(MAX_SLICES, PARTS_LIMIT // part, total // 8))
+    slices = max(1, min(MAX_SLICES, PARTS_LIMIT // part, total // SLICE_LINES))
     blocks = math.ceil(MAX_SLICES / slices)
     block_d = _padded(math.ceil(problem.d / blocks), lanes)
     geometry = WEIGHT_GRAD.record(

@@ -239,10 +239,8 @@ class Winograd:
             return f"it needs {lanes} channels in each group, of x and of y"
         if problem.stride != (1, 1):
             return "it needs stride 1"
-        if pass_ == "weight_grad":
-            forms = [_filter_form(problem)]
-        else:
-            forms = [form for *_, form in _forms(problem, pass_)]
+        forward = pass_ != "weight_grad"
+        forms = [form for *_, form in _forms(problem, pass_)] if forward else [_filter_form(problem)]
         if None in forms:
             return f"it saves nothing on {problem.kh}x{problem.kw} kernels and {problem.oh}x{problem.ow} outputs"
         return None
@@ -314,9 +312,12 @@ class Winograd:
         mr, nr, lanes = _tile(problem)
         workers = machine.threads()
         product, total = _weight_grad_steps(problem, accumulate)
-        parts = arrays.empty((int(product["slices"][0] * product["part"][0]),), problem.dtype)
+        # One slice needs no sum.
+        direct = product["slices"][0] == 1 and not accumulate
+        parts = dw if direct else arrays.empty((int(product["slices"][0] * product["part"][0]),), problem.dtype)
         scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
         winograd_weight_grad(mr, nr, lanes)(
-            x.reshape(-1), dy.reshape(-1), parts, scratch, _queue(), workers, product, workers=workers
+            x.reshape(-1), dy.reshape(-1), parts.reshape(-1), scratch, _queue(), workers, product, workers=workers
         )
-        sum_parts()(parts, dw.reshape(-1), _queue(), workers, total, workers=workers)
+        if not direct:
+            sum_parts()(parts, dw.reshape(-1), _queue(), workers, total, workers=workers)
