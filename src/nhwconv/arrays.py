@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALIGNMENT", "empty"]
+__all__ = ["ALIGNMENT", "empty", "values_are_data"]
 
 #: A cache line and the widest vector: an aligned array is worth up to 1.4 times in cache.
 ALIGNMENT = 64
+
+
+#: NaN and Inf flow through, and what a dtype cannot hold becomes Inf: NumPy must not warn of either.
+values_are_data = np.errstate(over="ignore", invalid="ignore")
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

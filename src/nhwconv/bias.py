@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 from . import arrays, machine
@@ -19,7 +21,7 @@ STRIP = 4 * 2**20
 SERIAL = 100_000
 
 
-@np.errstate(over="ignore", invalid="ignore")  # Inf and NaN are data
+@arrays.values_are_data
 def bias_grad(dy: Array, db: Array, accumulate: bool) -> None:
     """Write ``dy.sum(0)`` into db, or add it where `accumulate`; dy is ``(pixels, d)``."""
     total = np.zeros(db.shape, np.float64)
@@ -30,12 +32,17 @@ def bias_grad(dy: Array, db: Array, accumulate: bool) -> None:
     db[...] = total + db if accumulate else total
 
 
+@lru_cache(maxsize=1024)
+def _geometry(pixels: int, d: int) -> Array:
+    return COLUMN_SUMS.record({"pixels": pixels, "d": d, "block": BLOCK, "tasks": -(-pixels // BLOCK)})
+
+
 def _column_sums(dy: Array) -> Array:
     """Return the sums of the columns, in float64."""
     pixels, d = dy.shape
     tasks = -(-pixels // BLOCK)
     parts = arrays.empty((tasks, d), dy.dtype)
-    geometry = COLUMN_SUMS.record({"pixels": pixels, "d": d, "block": BLOCK, "tasks": tasks})
+    geometry = _geometry(pixels, d)
     workers = 1 if dy.size < SERIAL else machine.threads()
     column_sums()(dy.reshape(-1), parts.reshape(-1), np.zeros(1, np.int64), workers, geometry, workers=workers)
     total: Array = parts.sum(0, dtype=np.float64)

@@ -53,14 +53,18 @@ def fail(function: str, message: str, error: type[Exception] = ValueError) -> No
 _DTYPES = "float32, float64, float16 or bfloat16"
 
 
+#: Those that need no second look; bfloat16 and other byte orders are known by their name.
+_NATIVE = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+
+
 def _is_float(dtype: np.dtype[Any]) -> bool:
-    return dtype.name in ("float16", "float32", "float64", "bfloat16")
+    return dtype in _NATIVE or dtype.name in ("float16", "float32", "float64", "bfloat16")
 
 
 def as_dtype(function: str, value: Any) -> np.dtype[Any]:
     """Return a dtype that nhwconv computes with, in native byte order."""
     try:
-        dtype = np.dtype(value)
+        dtype: np.dtype[Any] = np.dtype(value)
     except TypeError:
         fail(function, f"dtype is {value!r}, expected {_DTYPES}", TypeError)
     if not _is_float(dtype):
@@ -70,6 +74,8 @@ def as_dtype(function: str, value: Any) -> np.dtype[Any]:
 
 def as_input(function: str, name: str, value: Any) -> Array:
     """Return `value` as an array of a floating dtype that nhwconv computes with; no copy is made."""
+    if type(value) is np.ndarray and value.dtype in _NATIVE:
+        return value
     if isinstance(value, np.ma.MaskedArray):
         fail(
             function,
@@ -92,6 +98,9 @@ def as_input(function: str, name: str, value: Any) -> Array:
 
 def common_dtype(function: str, **inputs: Array) -> np.dtype[Any]:
     """Return the dtype in which these arrays meet, as NumPy promotes; always in native byte order."""
+    first, *others = (array.dtype for array in inputs.values())
+    if first in _NATIVE and all(dtype is first for dtype in others):
+        return first
     try:
         return np.result_type(*inputs.values()).newbyteorder("=")
     except np.exceptions.DTypePromotionError:

@@ -505,17 +505,17 @@ T = TypeVar("T")
 _plans: dict[Any, Any] = {}
 
 
-def _cached(make: Callable[..., T], *arguments: Any, **options: Any) -> T:
-    """Return ``make(*arguments, **options)``, remembered.
+def _cached(make: Callable[..., T], me: str, first: Any, second: Any, dtype: Any, *options: Any, **more: Any) -> T:
+    """Return ``make(me, first, second, dtype, *options, **more)``, remembered; `first` and `second` are shapes.
 
-    The key is the text of the arguments, because 1, True and 1.0 are equal but not equally welcome.
+    Of the options the key has the text, because 1, True and 1.0 are equal but not equally welcome.
     """
-    key = repr((make.__name__, arguments, options))
+    key = make, me, first, second, dtype, repr((options, more))
     found = _plans.get(key)
     if found is None:
         if len(_plans) > 4096:
             _plans.clear()
-        found = _plans[key] = make(*arguments, **options)
+        found = _plans[key] = make(me, first, second, dtype, *options, **more)
     return cast("T", found)
 
 

@@ -61,6 +61,13 @@ class ConvProblem:
     dtype: np.dtype = np.dtype(np.float32)  # noqa: RUF009 - a dtype is immutable
 
     @cached_property
+    def _hash(self) -> int:
+        return hash((self.x_shape, self.w_shape, self.stride, self.padding, self.dilation, self.groups, self.dtype))
+
+    def __hash__(self) -> int:
+        return self._hash  # problems are looked up at every call
+
+    @cached_property
     def oh(self) -> int:
         """Rows of the output."""
         return output_size(self.h, self.kh, self.stride[0], self.padding[0], self.dilation[0])

@@ -13,7 +13,7 @@ import numpy as np
 from . import arrays
 from .planning import Plan
 from .problem import ConvProblem, narrow
-from .strategies import REGISTRY
+from .strategies import REGISTRY, Strategy
 from .strategies.base import Array
 
 __all__ = ["forward", "input_grad", "weight_grad"]
@@ -22,9 +22,6 @@ __all__ = ["forward", "input_grad", "weight_grad"]
 STRIP = 4 * 2**20
 
 _FLOAT32 = np.dtype(np.float32)
-
-#: NaN and Inf flow through, and what half types cannot hold becomes Inf: NumPy must not warn of either.
-_values_are_data = np.errstate(over="ignore", invalid="ignore")
 
 
 def _single(problem: ConvProblem) -> ConvProblem:
@@ -41,13 +38,17 @@ def _store(part: Array, wide: Array) -> None:
     np.copyto(part, wide, casting="unsafe")
 
 
-@_values_are_data
 def forward(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) -> None:
     """Run the plan's forward pass on arrays of any dtype that nhwconv takes."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
-    if not narrow(problem.dtype):
+    if narrow(problem.dtype):
+        _narrow_forward(strategy, problem, x, w, b, y)
+    else:
         strategy.forward(problem, x, w, b, y)
-        return
+
+
+@arrays.values_are_data
+def _narrow_forward(strategy: Strategy, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
     w, b = _wide(w), None if b is None else _wide(b)
     for strip in _single(problem).strips("forward", STRIP):
         part = arrays.empty(strip.problem.y_shape, _FLOAT32)
@@ -55,26 +56,36 @@ def forward(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) -> None:
         _store(y[strip.y], part)
 
 
-@_values_are_data
 def weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
     """Run the plan's weight gradient; strips are summed in float32 and rounded once."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
-    if not narrow(problem.dtype):
+    if narrow(problem.dtype):
+        _narrow_weight_grad(strategy, problem, x, dy, dw, accumulate)
+    else:
         strategy.weight_grad(problem, x, dy, dw, accumulate)
-        return
+
+
+@arrays.values_are_data
+def _narrow_weight_grad(
+    strategy: Strategy, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool
+) -> None:
     total = _wide(dw) if accumulate else np.zeros(dw.shape, _FLOAT32)
     for strip in _single(problem).strips("weight_grad", STRIP):
         strategy.weight_grad(strip.problem, _wide(x[strip.x]), _wide(dy[strip.y]), total, True)
     _store(dw, total)
 
 
-@_values_are_data
 def input_grad(plan: Plan, dy: Array, w: Array, dx: Array) -> None:
     """Run the plan's input gradient on arrays of any dtype that nhwconv takes."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
-    if not narrow(problem.dtype):
+    if narrow(problem.dtype):
+        _narrow_input_grad(strategy, problem, dy, w, dx)
+    else:
         strategy.input_grad(problem, dy, w, dx)
-        return
+
+
+@arrays.values_are_data
+def _narrow_input_grad(strategy: Strategy, problem: ConvProblem, dy: Array, w: Array, dx: Array) -> None:
     w = _wide(w)
     for strip in _single(problem).strips("input_grad", STRIP):
         part = arrays.empty(strip.problem.x_shape, _FLOAT32)

@@ -44,6 +44,7 @@ class Im2col:
         patches = _pixels(problem) * _depth(problem) * problem.groups * problem.dtype.itemsize
         return problem.flops / machine.flops_a_cycle(problem.dtype.itemsize) + 2 * patches / BYTES_A_CYCLE
 
+    @arrays.values_are_data
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """``y = patches . w^T + b``."""
         kernels = _matrices(problem, w)
@@ -55,6 +56,7 @@ class Im2col:
                 )
                 rows[:, channels] = product if b is None else product + b[channels]
 
+    @arrays.values_are_data
     def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
         """``dw = dy^T . patches``, summed over blocks."""
         if not accumulate:
@@ -64,6 +66,7 @@ class Im2col:
             for g, channels in enumerate(_groups(problem)):
                 _matrices(problem, dw)[g] += rows[:, channels].T @ _gather(block.problem, x[block.x], g)
 
+    @arrays.values_are_data
     def input_grad(self, problem: ConvProblem, dy: Array, w: Array, dx: Array) -> None:
         """``dx = col2im(dy . w)``."""
         kernels = _matrices(problem, w)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import machine
+from .. import arrays, machine
 from ..problem import ConvProblem, Pass
 from .base import Array
 
@@ -41,6 +41,7 @@ class Tensordot:
         copied = 3 * problem.kh * problem.kw * problem.bytes
         return problem.flops / machine.flops_a_cycle(problem.dtype.itemsize) + copied / BYTES_A_CYCLE
 
+    @arrays.values_are_data
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """``y = sum over (h, v) of x_window(h, v) . w[:, h, v, :]``."""
         y[...] = 0 if b is None else b
@@ -48,6 +49,7 @@ class Tensordot:
         for g, h, v, window in _windows(problem):
             y[..., g.d] += np.tensordot(padded[window], w[g.d, h, v, :], ([3], [1]))
 
+    @arrays.values_are_data
     def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
         """``dw[:, h, v, :] = tensordot(dy, x_window(h, v), ([0, 1, 2], [0, 1, 2]))``: the article's last step."""
         if not accumulate:
@@ -56,6 +58,7 @@ class Tensordot:
         for g, h, v, window in _windows(problem):
             dw[g.d, h, v, :] += np.tensordot(dy[..., g.d], padded[window], ([0, 1, 2], [0, 1, 2]))
 
+    @arrays.values_are_data
     def input_grad(self, problem: ConvProblem, dy: Array, w: Array, dx: Array) -> None:
         """Each window of dx receives ``dy . w[:, h, v, :]``: the forward pass read backwards."""
         (top, _), (left, _) = problem.padding
