@@ -12,6 +12,7 @@ import numpy as np
 
 import nhwconv as nc
 import oracle
+from nhwconv.strategies import REGISTRY
 
 #: Around one and two vectors of float64 and float32 lanes, for every width from SSE to AVX-512, and around a panel.
 CHANNELS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65)
@@ -77,23 +78,27 @@ def make_case(integer: Callable[[int, int], int], choice: Callable[[Sequence[Any
 
     Sizes follow from the output's, so that rows of 1 to 18 outputs, around every register tile, are equally likely.
     """
+    kind = choice(("dense", "dense", "groups", "depthwise", "wide"))
     kernel = choice((1, 1, 2, 3, 3, 4, 5)), choice((1, 1, 2, 3, 3, 4, 5))
     stride = choice((1, 1, 1, 2, 2, 3, 4, 6)), choice((1, 1, 1, 2, 2, 3, 4, 6))
     dilation = choice((1, 1, 1, 2, 3, 4)), choice((1, 1, 1, 2, 3, 4))
-    most = choice((0, 0, 1, 2, 3, 7))
-    padding = tuple((integer(0, most), integer(0, most)) for _ in range(2))
-    sizes = []
-    for axis, out in enumerate((integer(1, 5), integer(1, 18))):
-        size = (out - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1 - sum(padding[axis])
-        sizes.append(max(1, size) + integer(0, stride[axis] - 1))
-    kind = choice(("dense", "dense", "groups", "depthwise"))
+    groups = 1
+    if kind == "wide":  # what Winograd takes
+        stride, groups = (1, 1), choice((1, 1, 2))
+    if kind == "groups":
+        groups = integer(2, 5)
     if kind == "depthwise":
         groups = choice(CHANNELS)
         c, d = groups, groups * integer(1, 3)
     else:
-        groups = integer(2, 5) if kind == "groups" else 1
-        some = CHANNELS if kind == "dense" else CHANNELS[:13]
+        some = {"dense": CHANNELS, "groups": CHANNELS[:13], "wide": CHANNELS[10:]}[kind]
         c, d = groups * choice(some), groups * choice(some)
+    most = choice((0, 0, 1, 2, 3, 7))
+    padding = tuple((integer(0, most), integer(0, most)) for _ in range(2))
+    sizes = []
+    for axis, out in enumerate((integer(1, 5), integer(1, choice((18, 18, 18, 70))))):
+        size = (out - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1 - sum(padding[axis])
+        sizes.append(max(1, size) + integer(0, stride[axis] - 1))
     n = choice((0, 1, 1, 2, 2, 3))
     return Case(n, *sizes, c, d, *kernel, stride, padding, dilation, groups)
 
@@ -160,7 +165,23 @@ def run(case: Case, data: Data, pass_: str, strategy: str, **options: Any) -> np
 
 def refusal(case: Case, pass_: str, strategy: str, dtype: Any = np.float32) -> str | None:
     """Return why a strategy cannot do a pass of a case; None where it can."""
-    from nhwconv.strategies import REGISTRY
-
     problem = nc.plan(pass_, case.x_shape, case.w_shape, dtype=dtype, **case.options, strategy="tensordot").problem
     return REGISTRY[strategy].supports(problem, pass_)
+
+
+def supporting(case: Case, *passes: str, dtype: Any = np.float32) -> list[str]:
+    """Return the strategies that can do these passes of a case."""
+    return [name for name in REGISTRY if all(refusal(case, p, name, dtype) is None for p in passes)]
+
+
+#: Everything at once, and for the strategies that do not take that: one convolution a channel, and many channels.
+TYPICAL = (
+    Case(n=2, h=7, w=9, c=6, d=8, kh=3, kw=2, stride=(1, 2), padding=((1, 0), (2, 1)), groups=2),
+    Case(n=2, h=7, w=9, c=6, d=12, kh=3, kw=2, stride=(1, 2), padding=((1, 0), (2, 1)), groups=6),
+    Case(n=2, h=13, w=11, c=34, d=38, padding=((2, 0), (1, 1)), groups=2),
+)
+
+
+def typical(strategy: str, *passes: str, dtype: Any = np.float32) -> Case:
+    """Return a case that a strategy can do; every strategy must be able to do one of them."""
+    return next(c for c in TYPICAL if strategy in supporting(c, *passes, dtype=dtype))

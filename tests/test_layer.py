@@ -1,5 +1,6 @@
 """Conv2D, the article's layer: parameters, forward, backward, what it keeps and what it refuses."""
 
+import itertools
 import re
 
 import ml_dtypes
@@ -114,7 +115,7 @@ def test_training_reduces_the_loss():
         pupil.W -= 0.05 * pupil.gradW
         pupil.b -= 0.05 * pupil.gradb
     assert losses[-1] < losses[0] / 100
-    assert all(b < a for a, b in zip(losses, losses[1:], strict=False))
+    assert all(b < a for a, b in itertools.pairwise(losses))
 
 
 def test_strategy_is_used():

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import nhwconv as nc
-from cases import PASSES
-from nhwconv import planning
+from cases import PASSES, typical
+from nhwconv import machine, planning
 from nhwconv.strategies import AUTO, REGISTRY
 from nhwconv.strategies.base import Strategy
 
@@ -16,17 +16,16 @@ X, W = (8, 56, 56, 64), (64, 3, 3, 64)
 
 
 def test_strategies_lists_the_registry_in_order():
-    """strategies() is what may be named; loop is considered before im2col, and the reference comes last."""
+    """strategies() is what may be named; the reference comes last."""
     names = nc.strategies()
     assert names == tuple(REGISTRY)
-    assert names.index("loop") < names.index("im2col") < names.index("tensordot")
     assert names[-1] == "tensordot"
     assert all(REGISTRY[name].name == name and REGISTRY[name].summary for name in names)
 
 
 @pytest.mark.parametrize("pass_", PASSES)
 def test_auto_chooses_among_those_with_promises(pass_):
-    """ "auto" takes the first strategy that supports the problem, of those whose bits depend on the problem alone."""
+    """ "auto" takes only strategies whose bits depend on the problem alone, and the same one each time."""
     assert set(AUTO) <= {"loop", "depthwise", "winograd"}
     for x, w, groups in ((X, W, 1), ((1, 5, 5, 6), (6, 3, 3, 1), 6), ((0, 5, 5, 6), (4, 3, 3, 6), 1)):
         plan = nc.plan(pass_, x, w, groups=groups)
@@ -38,16 +37,44 @@ def test_auto_chooses_among_those_with_promises(pass_):
 @pytest.mark.parametrize("strategy", REGISTRY)
 def test_a_name_is_obeyed(pass_, strategy):
     """A strategy named alone runs, and the plan says that it was asked for."""
-    plan = nc.plan(pass_, X, (64, 3, 3, 1), padding=1, groups=64, strategy=strategy)
+    case = typical(strategy, pass_)
+    plan = nc.plan(pass_, case.x_shape, case.w_shape, **case.options, strategy=strategy)
     assert plan.strategy == strategy
     assert plan.reason == "it was asked for"
     assert plan.workspace >= 0
 
 
 def test_a_tuple_is_a_choice():
-    """Of several names the registry's order decides, not the tuple's."""
-    assert nc.plan("forward", X, W, strategy=("tensordot", "im2col")).strategy == "im2col"
+    """Of several names the one with the least predicted cost is taken, whatever their order; the plan has all costs."""
+    for names in (("tensordot", "im2col"), ("im2col", "tensordot")):
+        plan = nc.plan("forward", X, W, strategy=names)
+        costs = dict(plan.costs)
+        assert set(costs) == set(names)
+        assert plan.strategy == min(costs, key=costs.get)
+        assert plan.reason.startswith("its predicted cost is ")
     assert nc.plan("forward", X, W, strategy=("tensordot",)).strategy == "tensordot"
+
+
+def test_of_equal_costs_the_first_in_the_registry_is_taken(monkeypatch):
+    """Not the first in the tuple."""
+    for strategy in REGISTRY.values():
+        monkeypatch.setattr(strategy, "cost", lambda *a: 1.0, raising=False)
+    monkeypatch.setattr(nc.ops, "_plans", {})
+    assert nc.plan("forward", X, W, strategy=("tensordot", "loop")).strategy == "loop"
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("strategy", REGISTRY)
+def test_costs_grow_with_the_work(pass_, strategy, monkeypatch):
+    """Predicted cycles are positive, do not depend on the number of threads, and eight times the images cost more."""
+    case = typical(strategy, pass_)
+    options = {**case.options, "strategy": strategy}
+    few = dict(nc.plan(pass_, case.x_shape, case.w_shape, **options).costs)[strategy]
+    many = dict(nc.plan(pass_, (8 * case.n, *case.x_shape[1:]), case.w_shape, **options).costs)[strategy]
+    assert 0 < few < many
+    monkeypatch.setattr(nc.ops, "_plans", {})
+    monkeypatch.setattr(machine, "threads", lambda: 64)
+    assert dict(nc.plan(pass_, case.x_shape, case.w_shape, **options).costs)[strategy] == few
 
 
 class Picky:
@@ -60,6 +87,9 @@ class Picky:
 
     def workspace(self, problem, pass_):
         return 3 * 2**20
+
+    def cost(self, problem, pass_):
+        return 1.0
 
     def weight_grad(self, problem, x, dy, dw, accumulate):
         dw[...] = 42
@@ -119,7 +149,17 @@ def test_print():
     assert lines[2] == "  because    it was asked for"
     assert lines[3] == f"  work       {gflop:.3g} GFLOP over {megabytes:.3g} MB of x, w and y"
     assert re.fullmatch(r"  workspace  [\d.e+]+ MiB", lines[4])
-    assert len(lines) == 5
+    assert re.fullmatch(r"  candidate  tensordot: [\d.e+]+ million cycles predicted", lines[5])
+    assert len(lines) == 6
+
+
+def test_print_names_what_was_refused(picky):
+    """And why, after the candidates."""
+    lines = str(nc.plan("forward", X, W, strategy=("picky", "loop", "tensordot"))).splitlines()
+    assert [line.split(":")[0].split() for line in lines[5:]] == [
+        ["candidate", "loop"], ["candidate", "tensordot"], ["refused", "picky"]
+    ]  # fmt: skip
+    assert lines[-1] == "  refused    picky: the moon is full"
 
 
 @pytest.mark.parametrize(
@@ -182,5 +222,5 @@ def test_the_problem_computes_in_float32_for_half_types():
 def test_strategies_satisfy_the_protocol():
     """Every entry has what the protocol asks for."""
     members = {n for n in (*Strategy.__annotations__, *vars(Strategy)) if not n.startswith("_")}
-    assert {"name", "summary", "supports", "workspace", "forward", "weight_grad", "input_grad"} <= members
+    assert {"name", "summary", "supports", "workspace", "cost", "forward", "weight_grad", "input_grad"} <= members
     assert all(hasattr(strategy, name) for strategy in REGISTRY.values() for name in members)

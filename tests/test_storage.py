@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 
 import nhwconv as nc
 import oracle
-from cases import PASSES, Case, cases, draw_data, exact, refusal, run
+from cases import PASSES, Case, cases, draw_data, exact, run, supporting
 from nhwconv import arrays, bias, storage
 from nhwconv.problem import ConvProblem
-from nhwconv.strategies import REGISTRY
 from tolerance import assert_close, gamma
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
@@ -23,22 +22,22 @@ CASES = [
     Case(n=3, h=9, w=8, c=5, d=18, padding=PAD1),
     Case(n=2, h=12, w=9, c=6, d=4, kh=3, kw=2, stride=(2, 1), padding=((2, 0), (0, 1)), dilation=(2, 1), groups=2),
     Case(n=1, h=7, w=7, c=9, d=9, groups=9, padding=PAD1),
+    Case(n=2, h=21, w=10, c=18, d=20, padding=PAD1),
     Case(n=0),
 ]
 
 
-@pytest.mark.parametrize("strategy", REGISTRY)
 @each_half
 @each_pass
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_half_types_are_computed_in_float32(case, pass_, dtype, strategy):
+def test_half_types_are_computed_in_float32(case, pass_, dtype):
     """The result errs by a float32 sum's error and one rounding to the half type, and has that type."""
-    if refusal(case, pass_, strategy) is not None:
-        return
     data = draw_data(case, dtype)
-    got = run(case, data, pass_, strategy)
-    assert got.dtype == dtype
-    assert_close(got, *exact(case, data, pass_), case.length(pass_), strategy, case)
+    expected = exact(case, data, pass_)
+    for strategy in supporting(case, pass_):
+        got = run(case, data, pass_, strategy)
+        assert got.dtype == dtype
+        assert_close(got, *expected, case.length(pass_), strategy, case)
 
 
 @each_half
@@ -46,7 +45,7 @@ def test_half_types_are_computed_in_float32(case, pass_, dtype, strategy):
 def test_forward_adds_a_bias_once(dtype, strip, monkeypatch):
     """In every strip."""
     monkeypatch.setattr(storage, "STRIP", strip)
-    for case in CASES[:3]:
+    for case in CASES[:4]:
         data = draw_data(case, dtype)
         got = nc.conv2d(data.x, data.w, data.b, **case.options)
         expected = oracle.with_absolute(oracle.forward, data.x, data.w, data.b, **case.options)
@@ -59,11 +58,13 @@ def test_forward_adds_a_bias_once(dtype, strip, monkeypatch):
 def test_strips(pass_, dtype, case, strip, seed):
     """However small the strips, of rows or of images, the result is the whole problem's."""
     data = draw_data(case, dtype, seed)
-    out = np.full(shape_of(case, pass_), np.nan, dtype)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(storage, "STRIP", strip)
-        run(case, data, pass_, "tensordot", out=out)
-    assert_close(out, *exact(case, data, pass_), case.length(pass_), "tensordot", case)
+    expected = exact(case, data, pass_)
+    for strategy in supporting(case, pass_):  # a strip is a problem that a strategy was not asked about
+        out = np.full(shape_of(case, pass_), np.nan, dtype)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(storage, "STRIP", strip)
+            run(case, data, pass_, strategy, out=out)
+        assert_close(out, *expected, case.length(pass_), strategy, case)
 
 
 def shape_of(case, pass_):
@@ -95,7 +96,7 @@ def test_strips_are_problems_that_cover_the_pass_once(pass_, case, limit):
 
 @each_pass
 def test_strips_are_as_small_as_asked(pass_):
-    """An image that is larger than the limit is cut into strips of about that size, a batch of small ones into images."""
+    """A large image is cut into strips of about the limit, a batch of small ones into images."""
     problem = ConvProblem(2, 100, 100, 8, 8, 3, 3, padding=PAD1)
     sizes = [np.prod(s.problem.x_shape) + np.prod(s.problem.y_shape) for s in problem.strips(pass_, 20_000)]
     # A strip also reads the rows that its neighbours write: kh - 1 of them, of x or of y.

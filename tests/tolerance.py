@@ -45,6 +45,12 @@ def bound(exact: np.ndarray, absolute: np.ndarray, length: int, dtype: np.dtype)
     return allowed
 
 
+def error_norm(strategy: str, absolute: np.ndarray, length: int, dtype: np.dtype) -> float:
+    """Return the l2 norm of the error that a strategy's result may have."""
+    relative = gamma(length, dtype) if strategy in DIRECT else PROMISE[dtype]
+    return relative * float(np.linalg.norm(absolute))
+
+
 def assert_close(
     got: npt.NDArray, exact: np.ndarray, absolute: np.ndarray, length: int, strategy: str, what: object = ""
 ) -> None:

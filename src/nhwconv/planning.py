@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .checks import fail
 from .problem import ConvProblem, Pass
@@ -80,8 +80,9 @@ def strategy_names(function: str, strategy: object) -> tuple[str, ...]:
 def make_plan(function: str, problem: ConvProblem, pass_: Pass, strategy: object) -> Plan:
     """Choose, of the allowed strategies that can do the problem, the one with the least predicted cost."""
     allowed = strategy_names(function, strategy)
-    refusals = {n: REGISTRY[n].supports(problem, pass_) for n in REGISTRY if n in allowed}
-    costs = {n: REGISTRY[n].cost(problem, pass_) for n, refusal in refusals.items() if refusal is None}
+    sizes = problem if problem.n else replace(problem, n=1)  # an empty batch is planned as one image; nothing runs
+    refusals = {n: REGISTRY[n].supports(sizes, pass_) for n in REGISTRY if n in allowed}
+    costs = {n: REGISTRY[n].cost(sizes, pass_) for n, refusal in refusals.items() if refusal is None}
     if not costs:
         reasons = "; ".join(f"{n}: {refusal}" for n, refusal in refusals.items())
         fail(function, f"no allowed strategy can do the {pass_} of {problem} ({reasons})")

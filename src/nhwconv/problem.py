@@ -158,6 +158,8 @@ class ConvProblem:
         """Rows ``o0:o1`` of y, and the rows of x that they read."""
         first = o0 * self.stride[0] - self.padding[0][0]
         end = (o1 - 1) * self.stride[0] - self.padding[0][0] + (self.kh - 1) * self.dilation[0] + 1
+        if end <= 0:  # all of y lies in the padding above x, so there is one strip
+            return self._strip((n0, n1), (0, self.h), (o0, o1), self.padding[0])
         i0, i1 = max(first, 0), min(end, self.h)
         return self._strip((n0, n1), (i0, i1), (o0, o1), (i0 - first, end - i1))
 

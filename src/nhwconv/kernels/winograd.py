@@ -11,7 +11,8 @@ the products are summed over tiles before the inverse transform.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
+from itertools import chain
 
 from llvmlite import ir
 from numba import prange
@@ -85,55 +86,94 @@ def _transform(dtype, which, mh, rh, mw, rw):
     high, wide = matrices(mh, rh)[which], matrices(mw, rw)[which]
 
     def emit(module, name):
-        _emit_transform(module, name, dtype, high, wide, which == OUTPUT)
+        _Transform(module, name, dtype, high, wide, which == OUTPUT).emit()
 
     return native(f"nhwconv_transform_{dtype}_{('input', 'weights', 'output')[which]}_{mh}_{rh}_{mw}_{rw}", emit)
 
 
-def _emit_transform(module, name, dtype, high, wide, biased):
-    """Write the function that multiplies tiles by `high` from the left and by `wide` from the right."""
-    scalar = SCALARS[dtype]
-    function = ir.Function(module, _kind(scalar), name)
-    source, target, e, add, *numbers = function.args
-    value = dict(zip(_INTS, numbers, strict=True))
-    builder = ir.IRBuilder(function.append_basic_block("entry"))
-    emit = Emitter(builder, dtype)
-    zeros = cgutils.alloca_once_value(builder, emit.zero)
-    zeros = builder.bitcast(zeros, scalar.as_pointer())
-    waste = builder.bitcast(cgutils.alloca_once(builder, emit.vector), scalar.as_pointer())
+class _Transform:
+    """Emits the function that multiplies tiles by `high` from the left and by `wide` from the right."""
 
-    def inside(i, low, limit):
-        above = builder.icmp_signed(">=", i64(i), value[low])
-        return builder.and_(above, builder.icmp_signed("<", i64(i), value[limit]))
+    def __init__(self, module, name, dtype, high, wide, biased):
+        scalar = SCALARS[dtype]
+        function = ir.Function(module, _kind(scalar), name)
+        self.source, self.target, self.e, self.add, *numbers = function.args
+        self.value = dict(zip(_INTS, numbers, strict=True))
+        self.high, self.wide, self.biased = high, wide, biased
+        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
+        self.emitter = Emitter(self.builder, dtype)
+        zeros = cgutils.alloca_once_value(self.builder, self.emitter.zero)
+        self.zeros = self.builder.bitcast(zeros, scalar.as_pointer())
+        waste = cgutils.alloca_once(self.builder, self.emitter.vector)
+        self.waste = self.builder.bitcast(waste, scalar.as_pointer())
 
-    row_inside = [inside(i, "row_0", "row_1") for i in range(len(high[0]))]
-    column_inside = [inside(j, "column_0", "column_1") for j in range(len(wide[0]))]
-    row_kept = [builder.icmp_signed("<", i64(i), value["rows"]) for i in range(len(high))]
-    column_kept = [builder.icmp_signed("<", i64(j), value["columns"]) for j in range(len(wide))]
-    vectors = builder.sdiv(builder.add(value["count"], i64(emit.lanes - 1)), i64(emit.lanes))
-    last = builder.sub(value["count"], i64(emit.lanes))
-    with cgutils.for_range(builder, vectors) as loop:
-        channel = builder.mul(loop.index, i64(emit.lanes))
-        channel = builder.select(builder.icmp_signed("<", channel, last), channel, last)
+    def emit(self):
+        """Whole tiles are the rule, and have a loop without selections of their own."""
+        value, within = self.value, self._within
+        read = [within("row_0", "row_1", len(self.high[0])), within("column_0", "column_1", len(self.wide[0]))]
+        kept = [within(None, "rows", len(self.high)), within(None, "columns", len(self.wide))]
+        source = self._chain(self.source, value["s_row"], value["s_column"], self.high[0], self.wide[0])
+        target = self._chain(self.target, value["t_row"], value["t_column"], self.high, self.wide)
+        whole = reduce(self.builder.and_, chain(*read, *kept))
+        with self.builder.if_else(whole) as (then, otherwise):
+            with then:
+                self._loop(source, target)
+            with otherwise:
+                self._loop(self._selected(source, read, self.zeros), self._selected(target, kept, self.waste))
+        self.builder.ret_void()
 
-        def at(base, i, j, row, column, valid, otherwise):
-            offset = builder.add(builder.mul(i64(i), value[row]), builder.mul(i64(j), value[column]))
-            address = builder.gep(base, [builder.add(offset, channel)])
-            return builder.select(valid, address, otherwise)
+    def _within(self, low, limit, count):
+        """Return, for each of `count` places, whether it is in the range of these arguments."""
+        builder, value = self.builder, self.value
+        flags = [builder.icmp_signed("<", i64(i), value[limit]) for i in range(count)]
+        if low is not None:
+            flags = [builder.and_(f, builder.icmp_signed(">=", i64(i), value[low])) for i, f in enumerate(flags)]
+        return flags
 
-        def read(i, j):
-            valid = builder.and_(row_inside[i], column_inside[j])
-            return emit.load(at(source, i, j, "s_row", "s_column", valid, zeros))
+    def _chain(self, base, row, column, rows, columns):
+        """Return a function of a channel that gives the addresses of a tile's elements, one step after another."""
 
-        half = [_apply(emit, high, [read(i, j) for i in range(len(high[0]))]) for j in range(len(wide[0]))]
-        bias = emit.load(builder.select(add, builder.gep(e, [channel]), zeros)) if biased else None
-        for i in range(len(high)):
-            for j, result in enumerate(_apply(emit, wide, [column[i] for column in half])):
-                result = result if bias is None else builder.fadd(result, bias)
-                valid = builder.and_(row_kept[i], column_kept[j])
-                emit.store(result, at(target, i, j, "t_row", "t_column", valid, waste))
-    builder.ret_void()
-    return function
+        def addresses(channel):
+            builder, start, table = self.builder, self.builder.gep(base, [channel]), []
+            for _ in rows:
+                table.append([start])
+                for _ in columns[1:]:
+                    table[-1].append(builder.gep(table[-1][-1], [column]))
+                start = builder.gep(start, [row])
+            return table
+
+        return addresses
+
+    def _selected(self, places, flags, otherwise):
+        """Return the same, with another address for elements that do not exist."""
+
+        def addresses(channel):
+            builder, (row, column) = self.builder, flags
+            return [
+                [builder.select(builder.and_(row[i], column[j]), a, otherwise) for j, a in enumerate(line)]
+                for i, line in enumerate(places(channel))
+            ]
+
+        return addresses
+
+    def _loop(self, source, target):
+        """Transform vector after vector of channels."""
+        builder, emit, count = self.builder, self.emitter, self.value["count"]
+        vectors = builder.sdiv(builder.add(count, i64(emit.lanes - 1)), i64(emit.lanes))
+        last = builder.sub(count, i64(emit.lanes))
+        with cgutils.for_range(builder, vectors) as loop:
+            channel = builder.mul(loop.index, i64(emit.lanes))
+            channel = builder.select(builder.icmp_signed("<", channel, last), channel, last)
+            tile = [[emit.load(a) for a in line] for line in source(channel)]
+            half = [_apply(emit, self.high, list(column)) for column in zip(*tile, strict=True)]
+            places = target(channel)
+            bias = None
+            if self.biased:
+                bias = emit.load(builder.select(self.add, builder.gep(self.e, [channel]), self.zeros))
+            for i, line in enumerate(places):
+                results = _apply(emit, self.wide, [column[i] for column in half])
+                for result, address in zip(results, line, strict=True):
+                    emit.store(result if bias is None else builder.fadd(result, bias), address)
 
 
 def _apply(emit, matrix, vectors):
@@ -230,6 +270,16 @@ def _channel_block(number, size, block, LANES):
 
 
 @device
+def _apart(size, LANES):
+    """Return the distance of one point's data from the next: an odd number of vectors.
+
+    A transform touches all points at once. At a distance of a large power of two they would all fall into the same few
+    sets of the caches.
+    """
+    return (_ceil(size, LANES) | 1) * LANES
+
+
+@device
 def _points(g):
     return (g.m_h + g.r_h - 1) * (g.m_w + g.r_w - 1)
 
@@ -263,8 +313,9 @@ def winograd_weights(WIDTH: int, LANES: int) -> Kernel:
                 j, group = rest % panels * WIDTH, rest // panels
                 width = min(WIDTH, padded - j)
                 source = (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
-                target = (group * padded + j) * _points(g) * g.cg + k * width
-                _transform_weights(g, packed, source, g.cg * width, transformed, target, g.cg * width, channels * width)
+                apart = _apart(g.cg * WIDTH, LANES)
+                target = (group * panels + j // WIDTH) * _points(g) * apart + k * width
+                _transform_weights(g, packed, source, g.cg * width, transformed, target, apart, channels * width)
 
     return kernel(winograd_weights)
 
@@ -280,10 +331,12 @@ def _transform_weights(g, packed, source, s_tap, transformed, target, t_point, c
 
 
 @device
-def _transform_inputs(g, step_h, step_w, x, channel, channels, tile, tiles, scratch, target):
-    """Transform `channels` channels of `tiles` tiles of x, so many pixels apart: ``(points, tiles, channels)``."""
+def _transform_inputs(g, step_h, step_w, x, channel, channels, tile, tiles, scratch, target, point):
+    """Transform `channels` channels of `tiles` tiles of x, step_h x step_w pixels apart.
+
+    Written as ``(points, tiles, channels)``, points `point` numbers apart; so are all transformed data.
+    """
     n, u, v, i, j = _first_tile(g, tile)
-    point = tiles * channels
     for t in range(tiles):
         row, column = u + i * step_h * g.dilation_h - g.top, v + j * step_w * g.dilation_w - g.left
         row_0, row_1 = _inside(row, g.dilation_h, g.h, g.m_h + g.r_h - 1)
@@ -299,10 +352,9 @@ def _transform_inputs(g, step_h, step_w, x, channel, channels, tile, tiles, scra
 
 
 @device
-def _transform_outputs(g, scratch, source, tile, tiles, width, bias, y, channel):
+def _transform_outputs(g, scratch, source, point, tile, tiles, width, bias, y, channel):
     """Transform the products of `tiles` tiles back, add the bias, and write the outputs that exist."""
     n, u, v, i, j = _first_tile(g, tile)
-    point = tiles * width
     for t in range(tiles):
         p, q = u + i * g.m_h * g.dilation_h, v + j * g.m_w * g.dilation_w
         rows, columns = _ceil(g.p - p, g.dilation_h), _ceil(g.q - q, g.dilation_w)
@@ -324,7 +376,7 @@ def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
         for worker in prange(workers):
             g = geometry[0]
             points = _points(g)
-            padded = _ceil(g.dg, LANES) * LANES
+            padded, panels = _ceil(g.dg, LANES) * LANES, _ceil(g.dg, WIDTH)
             all_tiles = g.n * g.dilation_h * g.dilation_w * g.tiles_h * g.tiles_w
             blocks_t = _ceil(all_tiles, g.block_t)
             blocks_k = _channel_blocks(g.cg, g.block_k, LANES)
@@ -342,29 +394,35 @@ def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 tile = block * all_tiles // blocks_t
                 tiles = (block + 1) * all_tiles // blocks_t - tile
                 rows = _ceil(tiles, MR)
+                m_apart = _apart(tiles * width_d, LANES)
                 for block_k in range(blocks_k):
                     k, channels = _channel_block(block_k, g.cg, g.block_k, LANES)
-                    _transform_inputs(g, g.m_h, g.m_w, x, group * g.cg + k, channels, tile, tiles, scratch, s_v)
+                    v_apart = _apart(tiles * channels, LANES)
+                    _transform_inputs(
+                        g, g.m_h, g.m_w, x, group * g.cg + k, channels, tile, tiles, scratch, s_v, v_apart
+                    )
                     for j in range(d_0, d_1, WIDTH):
                         width = min(WIDTH, padded - j)
                         if g.shared:
-                            u, u_0 = weights, (group * padded + j) * points * g.cg + k * width
-                            u_point = g.cg * width
+                            u, u_apart = weights, _apart(g.cg * WIDTH, LANES)
+                            u_0 = (group * panels + j // WIDTH) * points * u_apart + k * width
                         else:
-                            u, u_0, u_point = scratch, s_u, channels * width
+                            u, u_0, u_apart = scratch, s_u, _apart(channels * width, LANES)
                             source = (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
-                            _transform_weights(g, weights, source, g.cg * width, scratch, s_u, u_point, u_point)
+                            _transform_weights(
+                                g, weights, source, g.cg * width, scratch, s_u, u_apart, channels * width
+                            )
                         for point in range(points):
                             for r in range(rows):
                                 t_0, t_1 = r * tiles // rows, (r + 1) * tiles // rows
-                                m_0 = s_m + (point * tiles + t_0) * width_d + j - d_0
+                                m_0 = s_m + point * m_apart + t_0 * width_d + j - d_0
                                 tile_product(
                                     g.tile, t_1 - t_0, min(WIDTH, d_1 - j), 1, 1, channels,
-                                    scratch, s_v + (point * tiles + t_0) * channels, 0, 0, channels, 1,
-                                    u, u_0 + point * u_point, 0, 0, width,
+                                    scratch, s_v + point * v_apart + t_0 * channels, 0, 0, channels, 1,
+                                    u, u_0 + point * u_apart, 0, 0, width,
                                     k > 0, scratch, m_0, width_d, scratch, m_0, width_d,
                                 )  # fmt: skip
-                _transform_outputs(g, scratch, s_m, tile, tiles, width_d, bias, y, group * g.dg + d_0)
+                _transform_outputs(g, scratch, s_m, m_apart, tile, tiles, width_d, bias, y, group * g.dg + d_0)
 
     return kernel(winograd_correlate)
 
@@ -376,10 +434,9 @@ WINOGRAD_WEIGHT_GRAD = Fields(
 
 
 @device
-def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target):
-    """Transform `channels` channels of `tiles` tiles of dy, r_h x r_w pixels each: ``(points, tiles, channels)``."""
+def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target, point):
+    """Transform `channels` channels of `tiles` tiles of dy, r_h x r_w pixels each."""
     n, u, v, i, j = _first_tile(g, tile)
-    point = tiles * channels
     c = g.groups * g.dg
     for t in range(tiles):
         p, q = u + i * g.r_h * g.dilation_h, v + j * g.r_w * g.dilation_w
@@ -418,26 +475,28 @@ def winograd_weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                 group, piece = rest % g.groups, rest // g.groups
                 first, last = piece * all_tiles // g.slices, (piece + 1) * all_tiles // g.slices
                 blocks_t, rows = _ceil(last - first, g.block_t), _ceil(d, MR)
+                m_apart = _apart(d * k, LANES)
                 for block in range(blocks_t):
                     tile = first + block * (last - first) // blocks_t
                     tiles = first + (block + 1) * (last - first) // blocks_t - tile
-                    _transform_inputs(g, g.r_h, g.r_w, x, group * g.cg + k_0, k, tile, tiles, scratch, s_v)
-                    _transform_filters(g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy)
+                    v_apart, dy_apart = _apart(tiles * k, LANES), _apart(tiles * d, LANES)
+                    _transform_inputs(g, g.r_h, g.r_w, x, group * g.cg + k_0, k, tile, tiles, scratch, s_v, v_apart)
+                    _transform_filters(g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy, dy_apart)
                     for point in range(points):
                         for j in range(0, k, WIDTH):
                             for r in range(rows):
                                 m_0, m_1 = r * d // rows, (r + 1) * d // rows
-                                c_0 = s_m + (point * d + m_0) * k + j
+                                c_0 = s_m + point * m_apart + m_0 * k + j
                                 tile_product(
                                     g.tile, m_1 - m_0, min(WIDTH, k - j), 1, 1, tiles,
-                                    scratch, s_dy + point * tiles * d + m_0, 0, 0, 1, d,
-                                    scratch, s_v + point * tiles * k + j, 0, 0, k,
+                                    scratch, s_dy + point * dy_apart + m_0, 0, 0, 1, d,
+                                    scratch, s_v + point * v_apart + j, 0, 0, k,
                                     block > 0, scratch, c_0, k, scratch, c_0, k,
                                 )  # fmt: skip
                 for m in range(d):
                     target = piece * g.part + ((group * g.dg + d_0 + m) * g.m_h * g.m_w) * g.cg + k_0
                     transform(
-        g.output_transform, scratch, s_m + m * k, (g.m_w + g.r_w - 1) * d * k, d * k,
+        g.output_transform, scratch, s_m + m * k, (g.m_w + g.r_w - 1) * m_apart, m_apart,
                         0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1,
                         parts, target, g.m_w * g.cg, g.cg, g.m_h, g.m_w, k, False, parts, 0,
                     )  # fmt: skip

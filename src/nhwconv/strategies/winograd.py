@@ -38,16 +38,17 @@ __all__ = ["Winograd"]
 OUTPUTS = {1: (1,), 2: (4, 2), 3: (4, 2), 4: (3,), 5: (2,)}
 #: Elements of transformed x, and of products, that a task keeps in L2.
 BLOCK = 128 * 1024
-#: Tiles of a block where there are enough, and channels of x and of y.
-BLOCK_TILES = 56
-BLOCK_CHANNELS = 64
+#: Tiles of a block, or twice as many where that is all of them; and channels of x and of y.
+BLOCK_TILES = 28
+BLOCK_CHANNELS = 128
 #: Transform weights once for all tasks where more blocks of tiles than this would do it again.
 SHARED = 4
 #: The part of the peak at which the micro-kernel runs, and the cycles in which a transform makes a vector.
 EFFICIENCY = 0.75
 TRANSFORM = 4
-#: weight_grad: tiles of one block, slices, and elements of all slices' parts.
+#: weight_grad: tiles and channels of one block, slices, and elements of all slices' parts.
 SUM_TILES = 56
+SUM_CHANNELS = 64
 SLICES = 16
 PARTS_LIMIT = 4 * 2**20
 
@@ -101,8 +102,9 @@ def _even(size: int, limit: int) -> int:
     return math.ceil(size / math.ceil(size / limit))
 
 
-def _round(value: int) -> int:
-    return -(-value // 16) * 16
+def _apart(size: int, lanes: int) -> int:
+    """Return the distance between points' data, as the kernels have it."""
+    return (math.ceil(size / lanes) | 1) * lanes
 
 
 def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward: bool, bias: bool) -> _Step:
@@ -116,16 +118,16 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
     tiles_h = math.ceil(math.ceil(rows.out / rows.dilation) / form.m_h)
     tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.m_w)
     tiles = n * rows.dilation * columns.dilation * tiles_h * tiles_w
-    block_t = _even(tiles, BLOCK_TILES)
+    block_t = _even(tiles, BLOCK_TILES if tiles > 2 * BLOCK_TILES else 2 * BLOCK_TILES)
     block_k = min(cg, max(lanes, BLOCK // (form.points * block_t) // lanes * lanes))
     width = nr * lanes
     block_d = max(width, min(BLOCK_CHANNELS, BLOCK // (form.points * block_t)) // width * width)
     blocks_t, blocks_d = math.ceil(tiles / block_t), math.ceil((dg - lanes + 1) / block_d)
     shared = blocks_t > SHARED
     packed = packed_size(groups, dg, rows.taps * columns.taps * cg, lanes)
-    v = _round(form.points * block_t * (block_k + lanes))
-    u = 0 if shared else _round(form.points * (block_k + lanes) * width)
-    m = _round(form.points * block_t * (block_d + lanes))
+    v = form.points * _apart(block_t * (block_k + lanes), lanes)
+    u = 0 if shared else form.points * _apart((block_k + lanes) * width, lanes)
+    m = form.points * _apart(block_t * (block_d + lanes), lanes)
     geometry = WINOGRAD.record(
         {
             "n": n, "groups": groups, "h": h, "w": w, "c": c, "cg": cg, "dg": dg,
@@ -140,7 +142,7 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
             "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
         }
     )  # fmt: skip
-    transformed = packed_size(groups, dg, form.points * cg, lanes) if shared else 0
+    transformed = groups * math.ceil(dg / width) * form.points * _apart(cg * width, lanes) if shared else 0
     pack = pack_geometry(problem, rows, columns, backward, width)
     return _Step(pack, geometry, packed, transformed, v + u + m)
 
@@ -184,12 +186,12 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
     tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.r_w)
     tiles = problem.n * rows.dilation * columns.dilation * tiles_h * tiles_w
     cg, dg, part = problem.cg, problem.dg, math.prod(problem.w_shape)
-    block_k, block_d = min(cg, BLOCK_CHANNELS), min(dg, BLOCK_CHANNELS)
+    block_k, block_d = min(cg, SUM_CHANNELS), min(dg, SUM_CHANNELS)
     blocks = math.ceil((cg - lanes + 1) / block_k) * math.ceil((dg - lanes + 1) / block_d) * problem.groups
     slices = max(1, min(SLICES // blocks, tiles // SUM_TILES, PARTS_LIMIT // part))
     block_t = _even(math.ceil(tiles / slices), SUM_TILES)
-    v, f = (_round(form.points * block_t * (block + lanes)) for block in (block_k, block_d))
-    m = _round(form.points * (block_k + lanes) * (block_d + lanes))
+    v, f = (form.points * _apart(block_t * (block + lanes), lanes) for block in (block_k, block_d))
+    m = form.points * _apart((block_k + lanes) * (block_d + lanes), lanes)
     product = WINOGRAD_WEIGHT_GRAD.record(
         {
             "n": problem.n, "groups": problem.groups, "h": problem.h, "w": problem.w, "c": problem.c, "cg": cg,
@@ -265,7 +267,7 @@ class Winograd:
         cg, dg = problem.cg, problem.dg
         if pass_ == "weight_grad":
             product, _ = _weight_grad_steps(problem, False)
-            return _cycles(product[0], lanes, cg * -(-dg // BLOCK_CHANNELS), dg * -(-cg // BLOCK_CHANNELS), 0)
+            return _cycles(product[0], lanes, cg * -(-dg // SUM_CHANNELS), dg * -(-cg // SUM_CHANNELS), 0)
         total = 0.0
         for step in _steps(problem, pass_, False):
             g = step.geometry[0]
