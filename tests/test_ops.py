@@ -8,7 +8,7 @@ import pkgutil
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nhwconv as nc
@@ -30,6 +30,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
 @each_dtype
+@settings(max_examples=settings.default.max_examples // 2)
 @given(case=cases(), seed=st.integers(0, 99))
 def test_adjoint_identity(dtype, case, seed):
     """<conv(x, w), dy> = <x, input_grad(dy, w)> = <w, weight_grad(x, dy)>, for every strategy."""
@@ -433,7 +434,7 @@ def test_input_size_is_the_smallest_that_gives_dy(case):
     sizes = []
     for axis in (0, 1):
         args = (case.w_shape[1 + axis], case.stride[axis], case.padding[axis], case.dilation[axis])
-        fitting = [s for s in range(1, 200) if oracle.output_size(s, *args) == case.y_shape[1 + axis]]
+        fitting = [s for s in range(1, 450) if oracle.output_size(s, *args) == case.y_shape[1 + axis]]
         sizes.append(fitting[0])
         smallest = (case.y_shape[1 + axis] - 1) * args[1] + (args[0] - 1) * args[3] + 1 - sum(args[2])
         if smallest < 1:  # the formula's answer would not be an image

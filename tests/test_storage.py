@@ -3,7 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import nhwconv as nc
@@ -54,6 +54,7 @@ def test_forward_adds_a_bias_once(dtype, strip, monkeypatch):
 
 @each_half
 @each_pass
+@settings(max_examples=settings.default.max_examples // 2)
 @given(case=cases(), strip=st.sampled_from([1, 30, 200, 1000, 5000]), seed=st.integers(0, 9))
 def test_strips(pass_, dtype, case, strip, seed):
     """However small the strips, of rows or of images, the result is the whole problem's."""

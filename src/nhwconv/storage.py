@@ -12,7 +12,7 @@ import numpy as np
 
 from . import arrays
 from .planning import Plan
-from .problem import ConvProblem, narrow
+from .problem import ConvProblem, Pass, narrow
 from .strategies import REGISTRY, Strategy
 from .strategies.base import Array
 
@@ -38,6 +38,11 @@ def _store(part: Array, wide: Array) -> None:
     np.copyto(part, wide, casting="unsafe")
 
 
+def _able(strategy: Strategy, problem: ConvProblem, pass_: Pass) -> Strategy:
+    """Return the plan's strategy, or loop, which takes everything: a strip of few rows may not suit Winograd."""
+    return strategy if strategy.supports(problem, pass_) is None else REGISTRY["loop"]
+
+
 def forward(plan: Plan, x: Array, w: Array, b: Array | None, y: Array) -> None:
     """Run the plan's forward pass on arrays of any dtype that nhwconv takes."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
@@ -52,7 +57,7 @@ def _narrow_forward(strategy: Strategy, problem: ConvProblem, x: Array, w: Array
     w, b = _wide(w), None if b is None else _wide(b)
     for strip in _single(problem).strips("forward", STRIP):
         part = arrays.empty(strip.problem.y_shape, _FLOAT32)
-        strategy.forward(strip.problem, _wide(x[strip.x]), w, b, part)
+        _able(strategy, strip.problem, "forward").forward(strip.problem, _wide(x[strip.x]), w, b, part)
         _store(y[strip.y], part)
 
 
@@ -71,7 +76,9 @@ def _narrow_weight_grad(
 ) -> None:
     total = _wide(dw) if accumulate else np.zeros(dw.shape, _FLOAT32)
     for strip in _single(problem).strips("weight_grad", STRIP):
-        strategy.weight_grad(strip.problem, _wide(x[strip.x]), _wide(dy[strip.y]), total, True)
+        _able(strategy, strip.problem, "weight_grad").weight_grad(
+            strip.problem, _wide(x[strip.x]), _wide(dy[strip.y]), total, True
+        )
     _store(dw, total)
 
 
@@ -89,5 +96,5 @@ def _narrow_input_grad(strategy: Strategy, problem: ConvProblem, dy: Array, w: A
     w = _wide(w)
     for strip in _single(problem).strips("input_grad", STRIP):
         part = arrays.empty(strip.problem.x_shape, _FLOAT32)
-        strategy.input_grad(strip.problem, _wide(dy[strip.y]), w, part)
+        _able(strategy, strip.problem, "input_grad").input_grad(strip.problem, _wide(dy[strip.y]), w, part)
         _store(dx[strip.x], part)

@@ -128,7 +128,7 @@ def test_a_strategy_that_refuses_is_told_with_its_reason(monkeypatch: pytest.Mon
         (["--only", "zzz"], 'no layer has "zzz" in its name, expected one of lenet5.1, lenet5.2'),
         (["--json", "no/such/folder/rows.json"], "--json no/such/folder/rows.json: No such file or directory"),
         (["--json", "."], "is not a regular file"),
-        (["--layer", "n1h2147483647w2147483647c1d1k1"], "would have 4.6e+18 elements, expected at most 1.0e+12"),
+        (["--layer", "n1h4000000w4000000c1d1k1"], "would have 1.6e+13 elements, expected at most 1.0e+12"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(

@@ -14,7 +14,7 @@ from functools import cache
 from numba import prange
 
 from .geometry import Fields
-from .jit import Kernel, device, kernel
+from .jit import Kernel, ceil_div, device, kernel
 from .simd import copy, fetch_add, fill_zero
 from .tile import tile_product
 
@@ -32,11 +32,6 @@ CORRELATE = Fields(
     # the address of the micro-kernel
     "tile"
 )
-
-
-@device
-def _blocks(size, block):
-    return (size + block - 1) // block
 
 
 @device
@@ -80,9 +75,9 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
     def correlate(x, packed, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
-            blocks_p, blocks_q = _blocks(g.p, g.block_p), _blocks(g.q, g.block_q)
+            blocks_p, blocks_q = ceil_div(g.p, g.block_p), ceil_div(g.q, g.block_q)
             depth = g.R * g.Q * g.cg
-            padded = (g.dg + LANES - 1) // LANES * LANES
+            padded = ceil_div(g.dg, LANES) * LANES
             # A row of taps is one run where pixels are contiguous, otherwise a run for each tap.
             merged = g.dilation_w == 1 and (g.gather or g.groups == 1)
             Q, K = (1, g.Q * g.cg) if merged else (g.Q, g.cg)
@@ -95,7 +90,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 q_0, rest = task % blocks_q * g.block_q, task // blocks_q
                 p_0, rest = rest % blocks_p * g.block_p, rest // blocks_p
                 n, rest = rest % g.n, rest // g.n
-                d_0, group = rest % _blocks(g.dg, g.block_d) * g.block_d, rest // _blocks(g.dg, g.block_d)
+                d_0, group = rest % ceil_div(g.dg, g.block_d) * g.block_d, rest // ceil_div(g.dg, g.block_d)
                 p_1, q_1 = min(p_0 + g.block_p, g.p), min(q_0 + g.block_q, g.q)
                 d_1 = min(d_0 + g.block_d, g.dg)
                 row, column = p_0 * g.stride_h - g.top, q_0 * g.stride_w - g.left
@@ -107,9 +102,9 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 else:
                     a, a_0 = x, ((n * g.h + row) * g.w + column) * g.c + group * g.cg
                     pixel, pitch = g.c, g.w * g.c
-                tiles = _blocks(q_1 - q_0, MR)
+                tiles = ceil_div(q_1 - q_0, MR)
                 for j in range(d_0, d_1, WIDTH):
-                    width = min(WIDTH, (g.dg - j + LANES - 1) // LANES * LANES)
+                    width = min(WIDTH, ceil_div(g.dg - j, LANES) * LANES)
                     b_0 = (group * padded + j) * depth
                     channel = group * g.dg + j
                     for p in range(p_0, p_1):

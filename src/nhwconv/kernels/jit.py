@@ -37,7 +37,7 @@ from numba.misc import appdirs
 from numba.np.ufunc import parallel
 from numba.np.ufunc.parallel import get_num_threads, threading_layer
 
-__all__ = ["Kernel", "Store", "cache_folder", "clear_cache", "device", "kernel"]
+__all__ = ["Kernel", "Store", "cache_folder", "ceil_div", "clear_cache", "device", "kernel"]
 
 #: Every kernel is compiled with these. `nogil`: other Python threads run meanwhile.
 OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
@@ -145,6 +145,12 @@ def _compiled(py_func: Callable[..., Any], **options: Any) -> Dispatcher:
 def device(py_func: Callable[..., Any]) -> Dispatcher:
     """Compile a function that kernels call; it is compiled into them, and kept with them."""
     return numba.njit(**OPTIONS)(py_func)
+
+
+@device
+def ceil_div(a: int, b: int) -> int:
+    """Return ``a / b``, rounded up."""
+    return (a + b - 1) // b
 
 
 # --------------------------------------------------------------------------------------- threads and forks

@@ -12,7 +12,7 @@ from functools import cache
 from numba import prange
 
 from .geometry import Fields
-from .jit import Kernel, device, kernel
+from .jit import Kernel, ceil_div, device, kernel
 from .simd import fetch_add, fill_zero, transpose
 from .tile import tile_product
 
@@ -62,10 +62,10 @@ def correlate_narrow(LANES: int) -> Kernel:
     def correlate_narrow(x, packed, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
-            depth, blocks_p = g.R * g.Q * g.cg, (g.p + g.block_p - 1) // g.block_p
+            depth, blocks_p = g.R * g.Q * g.cg, ceil_div(g.p, g.block_p)
             s_0 = worker * g.scratch
             s_sums = s_0 + g.s_sums
-            tiles = (g.dg + g.mr - 1) // g.mr
+            tiles = ceil_div(g.dg, g.mr)
             while True:
                 task = fetch_add(queue)
                 if task >= g.tasks:

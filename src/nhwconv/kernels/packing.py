@@ -12,7 +12,7 @@ from functools import cache
 from numba import prange
 
 from .geometry import Fields
-from .jit import Kernel, device, kernel
+from .jit import Kernel, ceil_div, device, kernel
 from .simd import copy, fetch_add, fill_zero, transpose
 
 __all__ = ["PACK", "pack_columns", "pack_rows", "packed_size"]
@@ -29,18 +29,18 @@ def packed_size(groups: int, columns: int, depth: int, lanes: int) -> int:
 @device
 def _panel_width(columns, j, WIDTH, LANES):
     """Columns of the panel that starts at column j, in whole vectors."""
-    return min(WIDTH, (columns - j + LANES - 1) // LANES * LANES)
+    return min(WIDTH, ceil_div(columns - j, LANES) * LANES)
 
 
 @device
 def _panel_of_task(g, task, WIDTH, LANES):
     """Decode a task, which is one tap of one panel: its first column, offset in w, offset in packed, and width."""
-    panels = (g.columns + WIDTH - 1) // WIDTH
+    panels = ceil_div(g.columns, WIDTH)
     tap, rest = task % (g.R * g.Q), task // (g.R * g.Q)
     j, group = rest % panels * WIDTH, rest // panels
     width = _panel_width(g.columns, j, WIDTH, LANES)
     depth = g.R * g.Q * g.steps
-    padded = (g.columns + LANES - 1) // LANES * LANES
+    padded = ceil_div(g.columns, LANES) * LANES
     source = g.w_0 + group * g.w_g + j * g.w_j + tap // g.Q * g.w_r + tap % g.Q * g.w_q
     target = (group * padded + j) * depth + tap * g.steps * width
     return j, source, target, width

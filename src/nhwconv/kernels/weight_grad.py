@@ -18,7 +18,7 @@ from numba import prange
 
 from .correlate import gather_block
 from .geometry import Fields
-from .jit import Kernel, device, kernel
+from .jit import Kernel, ceil_div, device, kernel
 from .simd import copy, fetch_add
 from .tile import tile_product
 
@@ -39,17 +39,32 @@ WEIGHT_GRAD = Fields(
 
 
 @device
-def _blocks(size, block):
-    return (size + block - 1) // block
-
-
-@device
 def _gather_dy(g, dy, line, lines, q_0, q_1, channel, channels, scratch, target):
     """Copy a block of dy, some channels of each pixel, to scratch: ``(lines, q_1 - q_0, channels)``."""
     for p in range(lines):
         for q in range(q_0, q_1):
             copy(scratch, target, dy, (line + p * g.q + q) * g.groups * g.dg + channel, channels)
             target += channels
+
+
+@device
+def _multiply(tile, MR, WIDTH, lines, pixels, rows_side, columns_side, parts, c_0, c_m, add):
+    """Multiply two sides over a block of pixels.
+
+    A side is an array, an offset, its pitch from line to line and from pixel to pixel, and how many of its numbers take
+    part.
+    """
+    a, a_0, a_line, a_pixel, rows = rows_side
+    b, b_0, b_line, b_pixel, columns = columns_side
+    tiles = ceil_div(rows, MR)
+    for j in range(0, columns, WIDTH):
+        for t in range(tiles):
+            m_0, m_1 = t * rows // tiles, (t + 1) * rows // tiles
+            c_t = c_0 + m_0 * c_m + j
+            tile_product(
+                tile, m_1 - m_0, min(WIDTH, columns - j), lines, 1, pixels, a, a_0 + m_0, a_line, 0, 1, a_pixel,
+                b, b_0 + j, b_line, 0, b_pixel, add, parts, c_t, c_m, parts, c_t, c_m,
+            )  # fmt: skip
 
 
 @cache
@@ -61,7 +76,11 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
         for worker in prange(workers):
             g = geometry[0]
             D, depth = g.groups * g.dg, g.R * g.Q * g.cg
-            blocks_r, blocks_d, blocks_k = _blocks(g.R, g.block_r), _blocks(g.dg, g.block_d), _blocks(g.cg, g.block_k)
+            blocks_r, blocks_d, blocks_k = (
+                ceil_div(g.R, g.block_r),
+                ceil_div(g.dg, g.block_d),
+                ceil_div(g.cg, g.block_k),
+            )
             s_0 = worker * (g.scratch + g.scratch_dy)
             s_dy = s_0 + g.scratch
             while True:
@@ -100,40 +119,25 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                             b_pixel, b_pitch = d_1 - d_0, (q_1 - q_0) * (d_1 - d_0)
                             _gather_dy(g, dy, (n * g.p + p_0) * g.q, p_1 - p_0, q_0, q_1, group * g.dg + d_0, b_pixel,
                                        scratch, s_dy)  # fmt: skip
-                            b, b_0 = scratch, s_dy - d_0
+                            b, b_0 = scratch, s_dy
                         else:
-                            b_0 = ((n * g.p + p_0) * g.q + q_0) * D + group * g.dg
+                            b_0 = ((n * g.p + p_0) * g.q + q_0) * D + group * g.dg + d_0
                         for r in range(r_0, r_1):
                             for s in range(runs):
                                 a_s = a_0 + (r - r_0) * g.dilation_h * pitch + s * g.dilation_w * pixel
                                 tap = (r * g.Q + s) * g.cg + k_0
+                                x_side = a, a_s, g.stride_h * pitch, g.stride_w * pixel, run
+                                dy_side = b, b_0, b_pitch, b_pixel, d_1 - d_0
                                 if g.swap:
-                                    c_0 = piece * g.part + (group * depth + tap) * g.dg
-                                    tiles = _blocks(run, MR)
-                                    for j in range(d_0, d_1, WIDTH):
-                                        for t in range(tiles):
-                                            m_0, m_1 = t * run // tiles, (t + 1) * run // tiles
-                                            c_t = c_0 + m_0 * g.dg + j
-                                            tile_product(
-                                                g.tile, m_1 - m_0, min(WIDTH, d_1 - j), p_1 - p_0, 1, q_1 - q_0,
-                                                a, a_s + m_0, g.stride_h * pitch, 0, 1, g.stride_w * pixel,
-                                                b, b_0 + j, b_pitch, 0, b_pixel,
-                                                add, parts, c_t, g.dg, parts, c_t, g.dg,
-                                            )  # fmt: skip
+                                    rows_side, columns_side = x_side, dy_side
+                                    c_0, c_m = (group * depth + tap) * g.dg + d_0, g.dg
                                 else:
-                                    c_0 = piece * g.part + group * g.dg * depth + tap
-                                    tiles = _blocks(d_1 - d_0, MR)
-                                    for j in range(0, run, WIDTH):
-                                        for t in range(tiles):
-                                            m_0 = d_0 + t * (d_1 - d_0) // tiles
-                                            m_1 = d_0 + (t + 1) * (d_1 - d_0) // tiles
-                                            c_t = c_0 + m_0 * depth + j
-                                            tile_product(
-                                                g.tile, m_1 - m_0, min(WIDTH, run - j), p_1 - p_0, 1, q_1 - q_0,
-                                                b, b_0 + m_0, b_pitch, 0, 1, b_pixel,
-                                                a, a_s + j, g.stride_h * pitch, 0, g.stride_w * pixel,
-                                                add, parts, c_t, depth, parts, c_t, depth,
-                                            )  # fmt: skip
+                                    rows_side, columns_side = dy_side, x_side
+                                    c_0, c_m = (group * g.dg + d_0) * depth + tap, depth
+                                _multiply(
+                                    g.tile, MR, WIDTH, p_1 - p_0, q_1 - q_0, rows_side, columns_side,
+                                    parts, piece * g.part + c_0, c_m, add,
+                                )  # fmt: skip
                         add = True
 
     return kernel(weight_grad)

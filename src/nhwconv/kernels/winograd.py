@@ -20,7 +20,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .geometry import Fields
-from .jit import Kernel, device, kernel
+from .jit import Kernel, ceil_div, device, kernel
 from .native import call, native
 from .points import matrices
 from .simd import I1, I64, SCALARS, Emitter, fetch_add, i64, pointer
@@ -222,11 +222,6 @@ def _combine(emit, coefficients, vectors):
 
 
 @device
-def _ceil(a, b):
-    return (a + b - 1) // b
-
-
-@device
 def _first_tile(g, tile):
     """Decode a tile's number: its image, grid of the dilation, and place on it."""
     j, rest = tile % g.tiles_w, tile // g.tiles_w
@@ -253,13 +248,13 @@ def _next_tile(g, n, u, v, i, j):
 @device
 def _inside(first, step, size, count):
     """Return the range of ``i`` below `count` for which ``0 <= first + i*step < size``."""
-    return min(max(0, _ceil(-first, step)), count), max(0, min(count, _ceil(size - first, step)))
+    return min(max(0, ceil_div(-first, step)), count), max(0, min(count, ceil_div(size - first, step)))
 
 
 @device
 def _channel_blocks(size, block, LANES):
     """Number of blocks of channels; the last takes a rest of fewer than LANES with it, so that none is too small."""
-    return _ceil(size - LANES + 1, block)
+    return ceil_div(size - LANES + 1, block)
 
 
 @device
@@ -276,7 +271,7 @@ def _apart(size, LANES):
     A transform touches all points at once. At a distance of a large power of two they would all fall into the same few
     sets of the caches.
     """
-    return (_ceil(size, LANES) | 1) * LANES
+    return (ceil_div(size, LANES) | 1) * LANES
 
 
 @device
@@ -303,7 +298,7 @@ def winograd_weights(WIDTH: int, LANES: int) -> Kernel:
     def winograd_weights(packed, transformed, queue, workers, geometry):
         for _worker in prange(workers):
             g = geometry[0]
-            padded, panels = _ceil(g.dg, LANES) * LANES, _ceil(g.dg, WIDTH)
+            padded, panels = ceil_div(g.dg, LANES) * LANES, ceil_div(g.dg, WIDTH)
             blocks = _channel_blocks(g.cg, g.block_k, LANES)
             while True:
                 task = fetch_add(queue)
@@ -357,7 +352,7 @@ def _transform_outputs(g, scratch, source, point, tile, tiles, width, bias, y, c
     n, u, v, i, j = _first_tile(g, tile)
     for t in range(tiles):
         p, q = u + i * g.m_h * g.dilation_h, v + j * g.m_w * g.dilation_w
-        rows, columns = _ceil(g.p - p, g.dilation_h), _ceil(g.q - q, g.dilation_w)
+        rows, columns = ceil_div(g.p - p, g.dilation_h), ceil_div(g.q - q, g.dilation_w)
         transform(
         g.output_transform, scratch, source + t * width, (g.m_w + g.r_w - 1) * point, point,
             0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1,
@@ -376,9 +371,9 @@ def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
         for worker in prange(workers):
             g = geometry[0]
             points = _points(g)
-            padded, panels = _ceil(g.dg, LANES) * LANES, _ceil(g.dg, WIDTH)
+            padded, panels = ceil_div(g.dg, LANES) * LANES, ceil_div(g.dg, WIDTH)
             all_tiles = g.n * g.dilation_h * g.dilation_w * g.tiles_h * g.tiles_w
-            blocks_t = _ceil(all_tiles, g.block_t)
+            blocks_t = ceil_div(all_tiles, g.block_t)
             blocks_k = _channel_blocks(g.cg, g.block_k, LANES)
             blocks_d = _channel_blocks(g.dg, g.block_d, LANES)
             s_v = worker * g.scratch
@@ -393,7 +388,7 @@ def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 group, d_1 = rest // blocks_d, d_0 + width_d
                 tile = block * all_tiles // blocks_t
                 tiles = (block + 1) * all_tiles // blocks_t - tile
-                rows = _ceil(tiles, MR)
+                rows = ceil_div(tiles, MR)
                 m_apart = _apart(tiles * width_d, LANES)
                 for block_k in range(blocks_k):
                     k, channels = _channel_block(block_k, g.cg, g.block_k, LANES)
@@ -443,7 +438,7 @@ def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target, p
         transform(
         g.weights_transform, dy, ((n * g.p + p) * g.q + q) * c + channel,
             g.dilation_h * g.q * c, g.dilation_w * c,
-            0, _ceil(g.p - p, g.dilation_h), 0, _ceil(g.q - q, g.dilation_w),
+            0, ceil_div(g.p - p, g.dilation_h), 0, ceil_div(g.q - q, g.dilation_w),
             scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point,
             g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
             False, dy, 0,
@@ -474,7 +469,7 @@ def winograd_weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                 (k_0, k), rest = _channel_block(rest % blocks_k, g.cg, g.block_k, LANES), rest // blocks_k
                 group, piece = rest % g.groups, rest // g.groups
                 first, last = piece * all_tiles // g.slices, (piece + 1) * all_tiles // g.slices
-                blocks_t, rows = _ceil(last - first, g.block_t), _ceil(d, MR)
+                blocks_t, rows = ceil_div(last - first, g.block_t), ceil_div(d, MR)
                 m_apart = _apart(d * k, LANES)
                 for block in range(blocks_t):
                     tile = first + block * (last - first) // blocks_t
