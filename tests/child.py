@@ -16,7 +16,8 @@ _DROPPED = ("NUMBA_NUM_THREADS", "NUMBA_THREADING_LAYER", "NUMBA_CPU_NAME", "NUM
 def start(code: str, *arguments: object, **environment: object) -> subprocess.Popen[str]:
     """Start ``python -c code arguments`` with warnings as errors, tests/ importable, and these variables set."""
     env = {k: v for k, v in os.environ.items() if k not in _DROPPED}
-    env |= {"PYTHONPATH": str(TESTS)} | {k: str(v) for k, v in environment.items()}
+    paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env |= {"PYTHONPATH": os.pathsep.join(paths)} | {k: str(v) for k, v in environment.items()}
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -16,7 +16,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALIGNMENT", "empty", "release", "values_are_data"]
+__all__ = ["ALIGNMENT", "Array", "empty", "release", "values_are_data"]
+
+Array = npt.NDArray[Any]
 
 #: A cache line and the widest vector: an aligned array is worth up to 1.4 times in cache.
 ALIGNMENT = 64
@@ -28,7 +30,7 @@ KEPT = 256 * 2**20
 values_are_data = np.errstate(over="ignore", invalid="ignore")
 
 
-def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return an uninitialised C-contiguous array that starts at a multiple of 64 bytes."""
     nbytes = math.prod(shape) * dtype.itemsize
     if nbytes < 4096:  # too small for alignment to pay for itself

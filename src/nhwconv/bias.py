@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from . import arrays, machine
+from .arrays import Array
 from .kernels.bias import COLUMN_SUMS, column_sums
 from .problem import narrow
-from .strategies.base import Array
 
-__all__ = ["bias_grad"]
+__all__ = ["bias_grad", "parts", "store"]
 
 #: Pixels of one partial sum: short sums, added in float64, keep the error at a few roundings.
 BLOCK = 256
@@ -29,7 +30,17 @@ def bias_grad(dy: Array, db: Array, accumulate: bool) -> None:
     for start in range(0, len(dy), step):
         rows = dy[start : start + step]
         total += _column_sums(rows.astype(np.float32) if narrow(dy.dtype) else rows)
+    store(total, db, accumulate)
+
+
+def store(total: Array, db: Array, accumulate: bool) -> None:
+    """Round sums to db's dtype, or add them to db where `accumulate`."""
     db[...] = total + db if accumulate else total
+
+
+def parts(slices: int, db: Array | None, dtype: np.dtype[Any]) -> Array:
+    """Return zeros in which each slice of a weight gradient's kernel sums its pixels of dy; empty without a db."""
+    return np.zeros((slices, 0 if db is None else db.size), dtype)
 
 
 @lru_cache(maxsize=1024)

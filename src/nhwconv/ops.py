@@ -382,8 +382,8 @@ def conv2d_backward(
         if given is not None:
             inputs[f"out.{name}"] = given
     if "dw" in results:
-        _run_weight_grad(dw_plan, x, dy, results["dw"], accumulate)
-    if "db" in results:
+        _run_weight_grad(dw_plan, x, dy, results["dw"], accumulate, results.get("db"))
+    elif "db" in results:
         _run_bias_grad(dy, results["db"], accumulate)
     if "dx" in results:
         _run_input_grad(dx_plan, dy, w, results["dx"])
@@ -584,14 +584,17 @@ def _check_gradients(me: str, out: object, needs: tuple[str, ...]) -> Gradients:
     return out
 
 
-def _run_weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+def _run_weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None) -> None:
     problem = plan.problem
     if problem.n:
         x4 = checks.prepare(x, problem.dtype, problem.x_shape)
         dy4 = checks.prepare(dy, problem.dtype, problem.y_shape)
-        storage.weight_grad(plan, x4, dy4, dw.reshape(problem.w_shape), bool(accumulate))
+        storage.weight_grad(plan, x4, dy4, dw.reshape(problem.w_shape), bool(accumulate),
+                            None if db is None else db.reshape(problem.d))  # fmt: skip
     elif not accumulate:
         dw[...] = 0
+        if db is not None:
+            db[...] = 0
 
 
 def _run_bias_grad(dy: Array, db: Array, accumulate: bool) -> None:

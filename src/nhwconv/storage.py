@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import arrays
+from .bias import bias_grad
 from .planning import Plan
 from .problem import ConvProblem, Pass, narrow
 from .strategies import REGISTRY, Strategy
@@ -61,13 +62,15 @@ def _narrow_forward(strategy: Strategy, problem: ConvProblem, x: Array, w: Array
         _store(y[strip.y], part)
 
 
-def weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+def weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None) -> None:
     """Run the plan's weight gradient; strips are summed in float32 and rounded once."""
     strategy, problem = REGISTRY[plan.strategy], plan.problem
     if narrow(problem.dtype):
         _narrow_weight_grad(strategy, problem, x, dy, dw, accumulate)
+        if db is not None:
+            bias_grad(dy.reshape(-1, problem.d), db, accumulate)
     else:
-        strategy.weight_grad(problem, x, dy, dw, accumulate)
+        strategy.weight_grad(problem, x, dy, dw, accumulate, db)
 
 
 @arrays.values_are_data

@@ -25,6 +25,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .. import machine
+from .bias import add_pixels
 from .geometry import Fields
 from .jit import Kernel, device, kernel
 from .simd import I64, Emitter, fetch_add, fill_zero, i64, index, pointer
@@ -496,7 +497,7 @@ def weight_grad(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES
     """Make the kernel for rows of taps in chunks of Q1 and Q2; STRIDE of 0 means that stride and dilation vary."""
     ROWS_1, ROWS_2 = sum_rows(Q1), sum_rows(max(Q2, 1))
 
-    def weight_grad(x, dy, parts, table, queue, workers, geometry):
+    def weight_grad(x, dy, parts, bias_parts, table, queue, workers, geometry):
         for _worker in prange(workers):
             g = geometry[0]
             zero = g.slices * g.part
@@ -523,6 +524,10 @@ def weight_grad(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES
                         if low != r_0 or high != r_1:
                             break
                         lines += 1
+                    if bias_parts.size:
+                        add_pixels(
+                            dy, line * g.q * g.d + d_0, lines * g.q, g.d, d_1 - d_0, bias_parts, piece * g.d + d_0
+                        )
                     ahead_x = (n * g.h + row + (g.R - 1) * g.dilation_h + 1 + (lines - 1) * g.stride_h) * g.w * g.c
                     ahead_dy = (line + lines) * g.q * g.d
                     for j in range(d_0, d_1, LANES):

@@ -16,6 +16,7 @@ from functools import cache
 
 from numba import prange
 
+from .bias import add_pixels
 from .correlate import gather_block
 from .geometry import Fields
 from .jit import Kernel, ceil_div, device, kernel
@@ -72,7 +73,7 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
     """Make the kernel for one register tile."""
     WIDTH = NR * LANES
 
-    def weight_grad(x, dy, parts, scratch, queue, workers, geometry):
+    def weight_grad(x, dy, parts, bias_parts, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
             D, depth = g.groups * g.dg, g.R * g.Q * g.cg
@@ -96,12 +97,12 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                 # A row of taps is one run where its pixels are contiguous, otherwise a run for each tap.
                 merged = g.dilation_w == 1 and k_1 - k_0 == g.cg and (g.gather or g.groups == 1)
                 runs, run = (1, g.Q * g.cg) if merged else (g.Q, k_1 - k_0)
-                line, last = piece * g.n * g.p // g.slices, (piece + 1) * g.n * g.p // g.slices
+                next_line, last = piece * g.n * g.p // g.slices, (piece + 1) * g.n * g.p // g.slices
                 add = g.accumulate != 0
-                while line < last:
-                    n, p_0 = line // g.p, line % g.p
-                    p_1 = min(p_0 + g.block_p, g.p, p_0 + last - line)
-                    line += p_1 - p_0
+                while next_line < last:
+                    n, p_0 = next_line // g.p, next_line % g.p
+                    p_1 = min(p_0 + g.block_p, g.p, p_0 + last - next_line)
+                    next_line += p_1 - p_0
                     for q_0 in range(0, g.q, g.block_q):
                         q_1 = min(q_0 + g.block_q, g.q)
                         row, column = p_0 * g.stride_h - g.top + r_0 * g.dilation_h, q_0 * g.stride_w - g.left
@@ -122,6 +123,12 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                             b, b_0 = scratch, s_dy
                         else:
                             b_0 = ((n * g.p + p_0) * g.q + q_0) * D + group * g.dg + d_0
+                        if bias_parts.size and r_0 == 0 and k_0 == 0:  # each pixel of dy once, while it is in cache
+                            for line in range(p_1 - p_0):
+                                add_pixels(
+                                    b, b_0 + line * b_pitch, q_1 - q_0, b_pixel, d_1 - d_0,
+                                    bias_parts, piece * D + group * g.dg + d_0,
+                                )  # fmt: skip
                         for r in range(r_0, r_1):
                             for s in range(runs):
                                 a_s = a_0 + (r - r_0) * g.dilation_h * pitch + s * g.dilation_w * pixel

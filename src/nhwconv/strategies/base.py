@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy.typing as npt
-
+from ..arrays import Array
 from ..problem import ConvProblem, Pass
 
 __all__ = ["Array", "Strategy"]
-
-Array = npt.NDArray[Any]
 
 
 class Strategy(Protocol):
@@ -39,8 +36,10 @@ class Strategy(Protocol):
         """Write ``conv(x, w) + b`` into y."""
         ...
 
-    def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
-        """Write the gradient of w into dw, or add it where `accumulate`."""
+    def weight_grad(
+        self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
+    ) -> None:
+        """Write the gradient of w into dw, and that of the bias into db; or add them where `accumulate`."""
         ...
 
     def input_grad(self, problem: ConvProblem, dy: Array, w: Array, dx: Array) -> None:

@@ -15,7 +15,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .. import arrays, machine
+from .. import arrays, bias, machine
 from ..kernels.depthwise import CORRELATE, WEIGHT_GRAD, correlate, weight_grad
 from ..problem import ConvProblem, Pass
 from .axes import Axis, forward_axes, input_grad_axes
@@ -236,15 +236,21 @@ class Depthwise:
             workers=workers,
         )  # fmt: skip
 
-    def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+    def weight_grad(
+        self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
+    ) -> None:
         """Sum the products of dy and x, slice by slice."""
         steps = _weight_grad_steps(problem)
         geometry, lanes, workers = steps.geometry, steps.literal[-1], _workers(problem)
         parts = arrays.empty((_parts(geometry, lanes),), problem.dtype)
         parts[-lanes:] = 0
+        sums = bias.parts(int(geometry["slices"][0]), db, problem.dtype)
         weight_grad(*steps.literal)(
-            x.reshape(-1), dy.reshape(-1), parts, steps.table, _queue(), workers, geometry, workers=workers
-        )
+            x.reshape(-1), dy.reshape(-1), parts, sums.reshape(-1), steps.table, _queue(), workers, geometry,
+            workers=workers,
+        )  # fmt: skip
+        if db is not None:
+            bias.store(sums.sum(0, dtype=np.float64), db, accumulate)
         taps = problem.kh * problem.kw
         total = parts[:-lanes].reshape(-1, taps, int(geometry["padded"][0])).sum(0)[:, : problem.d].T
         if accumulate:

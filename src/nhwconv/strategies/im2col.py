@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from .. import arrays, machine
+from ..bias import bias_grad
 from ..kernels.patches import PATCHES, col2im, im2col
 from ..problem import ConvProblem, Pass, Strip
 from .base import Array
@@ -57,8 +58,12 @@ class Im2col:
                 rows[:, channels] = product if b is None else product + b[channels]
 
     @arrays.values_are_data
-    def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+    def weight_grad(
+        self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
+    ) -> None:
         """``dw = dy^T . patches``, summed over blocks."""
+        if db is not None:
+            bias_grad(dy.reshape(-1, problem.d), db, accumulate)
         if not accumulate:
             dw[...] = 0
         for block in _blocks(problem, "weight_grad"):

@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .. import arrays, machine
+from .. import arrays, bias, machine
 from ..kernels.correlate import CORRELATE, correlate
 from ..kernels.jit import Kernel
 from ..kernels.narrow import NARROW, correlate_narrow
@@ -337,7 +337,9 @@ class Loop:
             kernel = step.make(lanes) if step.make is correlate_narrow else step.make(mr, nr, lanes)
             kernel(x, packed, y if b is None else b, y, scratch, _queue(), workers, step.geometry, workers=workers)
 
-    def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+    def weight_grad(
+        self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
+    ) -> None:
         """Multiply dy and x over all pixels."""
         mr, nr, lanes = _tile(problem.dtype.itemsize)
         workers = _workers(problem)
@@ -345,6 +347,9 @@ class Loop:
         x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
         scratch = arrays.empty((_scratch(product) * workers,), problem.dtype)
         parts = dw if total is None else arrays.empty((_parts(product),), problem.dtype)
-        weight_grad(mr, nr, lanes)(x, dy, parts, scratch, _queue(), workers, product, workers=workers)
+        sums = bias.parts(int(product["slices"][0]), db, problem.dtype)
+        weight_grad(mr, nr, lanes)(x, dy, parts, sums.reshape(-1), scratch, _queue(), workers, product, workers=workers)
+        if db is not None:
+            bias.store(sums.sum(0, dtype=np.float64), db, accumulate)
         if total is not None:
             sum_parts()(parts, dw, _queue(), workers, total, workers=workers)

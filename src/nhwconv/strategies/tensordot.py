@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .. import arrays, machine
+from ..bias import bias_grad
 from ..problem import ConvProblem, Pass
 from .base import Array
 
@@ -50,8 +51,12 @@ class Tensordot:
             y[..., g.d] += np.tensordot(padded[window], w[g.d, h, v, :], ([3], [1]))
 
     @arrays.values_are_data
-    def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+    def weight_grad(
+        self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
+    ) -> None:
         """``dw[:, h, v, :] = tensordot(dy, x_window(h, v), ([0, 1, 2], [0, 1, 2]))``: the article's last step."""
+        if db is not None:
+            bias_grad(dy.reshape(-1, problem.d), db, accumulate)
         if not accumulate:
             dw[...] = 0
         padded = _pad(problem, x)

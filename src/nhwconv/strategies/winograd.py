@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .. import arrays, machine
+from ..bias import bias_grad
 from ..kernels.jit import Kernel
 from ..kernels.packing import pack_columns, pack_rows, packed_size
 from ..kernels.tile import column_tile, panel_tile, register_tile
@@ -309,8 +310,12 @@ class Winograd:
                 x, weights, y if b is None else b, y, scratch, _queue(), workers, step.geometry, workers=workers
             )
 
-    def weight_grad(self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool) -> None:
+    def weight_grad(
+        self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
+    ) -> None:
         """Correlate x with dy, tile by tile, and add the slices."""
+        if db is not None:
+            bias_grad(dy.reshape(-1, problem.d), db, accumulate)
         mr, nr, lanes = _tile(problem)
         workers = machine.threads()
         product, total = _weight_grad_steps(problem, accumulate)
