@@ -14,6 +14,7 @@ from .ops import (
     warmup,
 )
 from .planning import Plan
+from .tuning import tune
 
 __all__ = [
     "Conv2D",
@@ -27,5 +28,6 @@ __all__ = [
     "conv2d_weight_grad",
     "plan",
     "strategies",
+    "tune",
     "warmup",
 ]

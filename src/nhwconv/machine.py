@@ -6,13 +6,16 @@ the operating system: a vector addition is compiled and its assembly shows which
 
 from __future__ import annotations
 
+import platform
+import re
 from functools import cache
+from pathlib import Path
 
 import llvmlite.binding as llvm
 import numba
 from numba.core.registry import cpu_target
 
-__all__ = ["flops_a_cycle", "has_fma", "lanes", "registers", "threads", "vector_bytes"]
+__all__ = ["cpu_model", "flops_a_cycle", "has_fma", "lanes", "registers", "target", "threads", "vector_bytes"]
 
 _PROBE = """
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
@@ -65,6 +68,22 @@ def lanes(itemsize: int) -> int:
 def flops_a_cycle(itemsize: int) -> int:
     """Return the floating-point operations of a core's cycle at its peak: two vector multiply-adds."""
     return 4 * lanes(itemsize)
+
+
+@cache
+def cpu_model() -> str:
+    """Return the processor's name as the operating system tells it."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux
+        found = None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+@cache
+def target() -> tuple[str, ...]:
+    """Return the triple, CPU and features that Numba compiles for."""
+    return tuple(map(str, cpu_target.target_context.codegen().magic_tuple()))
 
 
 def threads() -> int:

@@ -431,7 +431,14 @@ def plan(
     >>> nc.plan("weight_grad", (8, 56, 56, 64), (64, 3, 3, 64), padding=1, strategy="tensordot").strategy
     'tensordot'
     """
-    me = "plan"
+    return plan_for("plan", pass_, x_shape, w_shape, dtype, stride, padding, dilation, groups, strategy)
+
+
+def plan_for(
+    me: str, pass_: Any, x_shape: Any, w_shape: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    strategy: Any,
+) -> Plan:  # fmt: skip
+    """Check the arguments of `plan` and make it; `me` is the function whose arguments they are."""
     if pass_ not in PASSES:
         checks.fail(me, f"pass_ is {pass_!r}, expected one of {', '.join(PASSES)}")
     dtype = checks.as_dtype(me, dtype)
@@ -511,12 +518,19 @@ def _cached(make: Callable[..., T], me: str, first: Any, second: Any, dtype: Any
     Of the options the key has the text, because 1, True and 1.0 are equal but not equally welcome.
     """
     key = make, me, first, second, dtype, repr((options, more))
-    found = _plans.get(key)
+    plans = _plans
+    found = plans.get(key)
     if found is None:
-        if len(_plans) > 4096:
-            _plans.clear()
-        found = _plans[key] = make(me, first, second, dtype, *options, **more)
+        if len(plans) > 4096:
+            plans.clear()
+        found = plans[key] = make(me, first, second, dtype, *options, **more)
     return cast("T", found)
+
+
+def forget_plans() -> None:
+    """Plan anew from now on: what was tuned has changed."""
+    global _plans
+    _plans = {}  # a new one: a plan that another thread is making goes to the old one
 
 
 def _forward_plan(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, replace
 
+from . import choices
 from .checks import fail
 from .problem import ConvProblem, Pass
 from .strategies import AUTO, REGISTRY
@@ -78,7 +79,7 @@ def strategy_names(function: str, strategy: object) -> tuple[str, ...]:
 
 
 def make_plan(function: str, problem: ConvProblem, pass_: Pass, strategy: object) -> Plan:
-    """Choose, of the allowed strategies that can do the problem, the one with the least predicted cost."""
+    """Choose, of the allowed strategies that can do the problem, the one that was tuned, or that of least cost."""
     allowed = strategy_names(function, strategy)
     sizes = problem if problem.n else replace(problem, n=1)  # an empty batch is planned as one image; nothing runs
     refusals = {n: REGISTRY[n].supports(sizes, pass_) for n in REGISTRY if n in allowed}
@@ -87,10 +88,13 @@ def make_plan(function: str, problem: ConvProblem, pass_: Pass, strategy: object
         reasons = "; ".join(f"{n}: {refusal}" for n, refusal in refusals.items())
         fail(function, f"no allowed strategy can do the {pass_} of {problem} ({reasons})")
     name = min(costs, key=lambda n: costs[n])  # of equals the first in the registry
+    tuned = choices.lookup(function, pass_, problem) if len(costs) > 1 and problem.n else None
     if len(allowed) == 1 and strategy != "auto":
         reason = "it was asked for"
     elif len(costs) == 1:
         reason = "no other strategy that may be chosen can do it"
+    elif tuned in costs:
+        name, reason = tuned, "it was measured to be the fastest here by nhwconv.tune"
     else:
         second = min((n for n in costs if n != name), key=lambda n: costs[n])
         reason = f"its predicted cost is {costs[name] / max(costs[second], 1):.2f} of that of {second}"

@@ -1,4 +1,4 @@
-"""The commands: compare, info, clear-cache.
+"""The commands: compare, tune, info, clear-cache.
 
 What the user typed is checked before anything runs; what is wrong with it is one line on standard error and exit
 code 2.
@@ -16,16 +16,18 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from .. import _version
+from .. import _version, choices
 from ..kernels.jit import cache_folder, clear_cache
 from ..names import known
+from ..planning import make_plan
 from ..problem import PASSES, Pass
 from ..strategies import REGISTRY
+from ..tuning import Contest
 from ..workloads import WORKLOADS, Layer, parse_layer, workload
 from . import report
 from .info import cache_size, facts
 from .measure import Comparison, Row
-from .table import table
+from .table import Tuned, table, tuned_table
 
 __all__ = ["app"]
 
@@ -34,6 +36,28 @@ DTYPES = ("float32", "float64", "float16")
 
 #: Exit codes: what the user asked for makes no sense; the user pressed Ctrl-C (128 + SIGINT, as shells have it).
 BAD_INPUT, INTERRUPTED = 2, 130
+
+# Options that several commands have.
+_Workloads = Annotated[
+    list[str] | None,
+    typer.Option("--workload", metavar="NAME", help=f"A network's layers; repeatable: {', '.join(WORKLOADS)}."),
+]
+_Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layer",
+        metavar="NOTATION",
+        help="A layer by its numbers, such as n8h56w56c64d64k3s1p1; repeatable. n images, h rows, w columns, "
+        "c channels, d output channels, k kernel; optional: s stride, p padding, l dilation, g groups. "
+        "k3x5 is a pair.",
+    ),
+]
+_Only = Annotated[str, typer.Option(metavar="SUBSTRING", help="Only the layers that have this in their names.")]
+_PassNames = Annotated[
+    list[str] | None,
+    typer.Option("--pass", metavar="PASS", help=f"A pass; repeatable: {', '.join(PASSES)}. All by default."),
+]
+_DType = Annotated[str, typer.Option(metavar="DTYPE", help=f"{', '.join(DTYPES)}.")]
 
 app = typer.Typer(
     help="Batched NHWC convolution and every one of its gradients: compare strategies, look at this machine.",
@@ -64,29 +88,14 @@ def options(
 
 @app.command()
 def compare(
-    workloads: Annotated[
-        list[str] | None,
-        typer.Option("--workload", metavar="NAME", help=f"A network's layers; repeatable: {', '.join(WORKLOADS)}."),
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--layer",
-            metavar="NOTATION",
-            help="A layer by its numbers, such as n8h56w56c64d64k3s1p1; repeatable. n images, h rows, w columns, "
-            "c channels, d output channels, k kernel; optional: s stride, p padding, l dilation, g groups. "
-            "k3x5 is a pair.",
-        ),
-    ] = None,
-    only: Annotated[str, typer.Option(metavar="SUBSTRING", help="Only the layers that have this in their names.")] = "",
-    passes: Annotated[
-        list[str] | None,
-        typer.Option("--pass", metavar="PASS", help=f"A pass; repeatable: {', '.join(PASSES)}. All by default."),
-    ] = None,
+    workloads: _Workloads = None,
+    layers: _Layers = None,
+    only: _Only = "",
+    passes: _PassNames = None,
     strategies: Annotated[
         str | None, typer.Option(metavar="NAME,...", help=f"Strategies: {', '.join(REGISTRY)}. All by default.")
     ] = None,
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help=f"{', '.join(DTYPES)}.")] = "float32",
+    dtype: _DType = "float32",
     seconds: Annotated[float, typer.Option(help="How long to time each strategy on each layer.")] = 0.3,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows to a JSON file as well.")] = None,
 ) -> None:
@@ -98,17 +107,16 @@ def compare(
     """
     try:
         chosen_layers = _layers(workloads or [], layers or [], only)
-        chosen_passes: list[Pass] = [p for p in PASSES if p in _names("pass", passes or PASSES, PASSES)]
+        chosen_passes = _passes(passes)
         names = _names("strategy", REGISTRY if strategies is None else strategies.split(","), REGISTRY)
         numpy_dtype = np.dtype(known("dtype", dtype, DTYPES))
-        if not (math.isfinite(seconds) and seconds > 0):
-            raise ValueError(f"--seconds is {seconds}, expected more than 0")
+        _check_seconds(seconds)
+        comparisons = [Comparison(layer, p, names, numpy_dtype) for layer in chosen_layers for p in chosen_passes]
         place = None if json is None else report.check_place(json)
     except ValueError as error:
         _stop(error)
     except OSError as error:
         _stop(f"--json {json}: {error.strerror or error}")
-    comparisons = [Comparison(layer, p, names, numpy_dtype) for layer in chosen_layers for p in chosen_passes]
     rows, finished = _run(comparisons, seconds)
     if place is not None:
         report.write_json(place, rows)
@@ -128,16 +136,24 @@ def _layers(workloads: list[str], notations: list[str], only: str) -> list[Layer
     return kept
 
 
+def _passes(names: list[str] | None) -> list[Pass]:
+    wanted = _names("pass", names or PASSES, PASSES)
+    return [p for p in PASSES if p in wanted]
+
+
+def _check_seconds(seconds: float) -> None:
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise ValueError(f"--seconds is {seconds}, expected more than 0")
+
+
 def _names(kind: str, names: Iterable[str], among: Iterable[str]) -> tuple[str, ...]:
     """Return the names, each once, if they are known."""
     among = tuple(among)
     return tuple(dict.fromkeys(known(kind, name.strip(), among) for name in names))
 
 
-def _run(comparisons: list[Comparison], seconds: float) -> tuple[list[Row], bool]:
-    """Measure and print one table after another; return all rows, and False where Ctrl-C cut it short."""
-    console = Console(highlight=False)
-    progress = Progress(
+def _progress(console: Console) -> Progress:
+    return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
@@ -147,6 +163,12 @@ def _run(comparisons: list[Comparison], seconds: float) -> tuple[list[Row], bool
         console=console,
         transient=True,
     )
+
+
+def _run(comparisons: list[Comparison], seconds: float) -> tuple[list[Row], bool]:
+    """Measure and print one table after another; return all rows, and False where Ctrl-C cut it short."""
+    console = Console(highlight=False)
+    progress = _progress(console)
     begun: list[Comparison] = []
     finished = False
     with progress:
@@ -168,6 +190,71 @@ def _run(comparisons: list[Comparison], seconds: float) -> tuple[list[Row], bool
 
 
 @app.command()
+def tune(
+    workloads: _Workloads = None,
+    layers: _Layers = None,
+    only: _Only = "",
+    passes: _PassNames = None,
+    dtype: _DType = "float32",
+    seconds: Annotated[float, typer.Option(help="How long to time each candidate on each layer.")] = 0.2,
+) -> None:
+    """Measure which strategy is the fastest for layers, and remember it: "auto" takes it from now on.
+
+    The gain is what the planner's own choice takes longer than the fastest.
+
+    Ctrl-C keeps what has been measured. Without --workload and --layer, the layers are LeNet-5's.
+    """
+    try:
+        chosen_layers = _layers(workloads or [], layers or [], only)
+        chosen_passes = _passes(passes)
+        numpy_dtype = np.dtype(known("dtype", dtype, DTYPES))
+        _check_seconds(seconds)
+        on_disk = choices.mode("tune")
+        if on_disk == "write":
+            choices.check_folder()
+        plans = [
+            (layer, make_plan("tune", layer.problem(numpy_dtype), p, "auto"))
+            for layer in chosen_layers
+            for p in chosen_passes
+        ]
+    except ValueError as error:
+        _stop(error)
+    except OSError as error:
+        _stop(f"tuning cannot be kept in {choices.folder()}: {error.strerror or error}")
+    console = Console(highlight=False)
+    rows, finished = _tune([(layer, Contest(plan)) for layer, plan in plans], seconds, console)
+    if rows:
+        console.print(tuned_table(rows))
+    kept = f"kept in {choices.folder()}" if on_disk == "write" else f"not kept, because {choices.VARIABLE} is {on_disk}"
+    if not finished:
+        _stop(f"stopped: what is above was measured before, and {kept}", INTERRUPTED)
+    typer.echo(kept)
+
+
+def _tune(contests: list[tuple[Layer, Contest]], seconds: float, console: Console) -> tuple[list[Tuned], bool]:
+    """Measure and keep one winner after another; return what was measured, and False where Ctrl-C cut it short."""
+    rows: list[Tuned] = []
+    done, total = 0, sum(contest.step_count for _, contest in contests)
+    with _progress(console) as progress:
+        task = progress.add_task("", total=total)
+        try:
+            for layer, contest in contests:
+                for step in contest.steps(seconds):
+                    progress.update(task, advance=1, description=f"{layer.name} {contest.pass_} {step}")
+                contest.keep()
+                rows.append(Tuned(layer, contest))
+                done += contest.step_count
+                progress.update(task, completed=done)  # early losers took fewer steps
+        except KeyboardInterrupt:
+            return rows, False
+        except MemoryError:
+            if rows:
+                console.print(tuned_table(rows))
+            _stop(f"layer {layer.name} does not fit into memory")
+    return rows, True
+
+
+@app.command()
 def info() -> None:
     """Print what nhwconv finds here: CPU, threads, versions, folders."""
     for name, value in facts():
@@ -175,7 +262,9 @@ def info() -> None:
 
 
 @app.command("clear-cache")
-def clear() -> None:
+def clear(
+    tuning: Annotated[bool, typer.Option("--tuning", help="Delete what was tuned, too.")] = False,
+) -> None:
     """Delete the compiled kernels; the next call of each compiles it anew."""
     kernels, megabytes = cache_size()
     clear_cache()
@@ -183,3 +272,9 @@ def clear() -> None:
     if left:
         _stop(f"{left} of {kernels} kernels could not be deleted from {cache_folder()}", 1)
     typer.echo(f"deleted {kernels} kernels ({megabytes:.1f} MB) from {cache_folder()}")
+    if tuning:
+        entries = choices.count()
+        choices.clear()
+        if choices.folder().exists():
+            _stop(f"tuning could not be deleted from {choices.folder()}", 1)
+        typer.echo(f"deleted {entries} tuned choices from {choices.folder()}")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
-from pathlib import Path
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -12,7 +10,7 @@ import numba
 import numpy as np
 from numba.np.ufunc.parallel import threading_layer
 
-from .. import _version, machine
+from .. import _version, choices, machine
 from ..kernels.jit import cache_folder
 from ..strategies import AUTO, REGISTRY
 
@@ -32,12 +30,13 @@ def facts() -> list[tuple[str, str]]:
         ("Python", f"{platform.python_version()} on {platform.platform(terse=True)}"),
         ("NumPy", f"{np.__version__} with {_blas()}"),
         ("Numba", f"{numba.__version__}, llvmlite {llvmlite.__version__}"),
-        ("CPU", f"{_cpu()} (LLVM: {llvm.get_host_cpu_name()})"),
+        ("CPU", f"{machine.cpu_model()} (LLVM: {llvm.get_host_cpu_name()})"),
         ("vectors", f"{vector * 8} bits: {vector // 4} float32 or {vector // 8} float64, {fma} fused multiply-add"),
         ("registers", f"{machine.registers()} of them"),
         ("threads", f"{threads}, layer {layer}"),
         ("strategies", f"{', '.join(AUTO)} (chosen by auto), {others} (by name)"),
         ("kernel cache", f"{cache_folder()}: {kernels} kernels, {megabytes:.1f} MB"),
+        ("tuning", f"{choices.folder()}: {choices.count()} entries"),
     ]
 
 
@@ -45,14 +44,6 @@ def cache_size() -> tuple[int, float]:
     """Return how many compiled kernels are kept, and their megabytes."""
     files = [file for file in cache_folder().rglob("*") if file.is_file()]
     return len(files), sum(file.stat().st_size for file in files) / 1e6
-
-
-def _cpu() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:  # not Linux
-        found = None
-    return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def _blas() -> str:

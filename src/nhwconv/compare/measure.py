@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .. import ops
 from ..planning import Plan, make_plan
 from ..problem import ConvProblem, Pass
 from ..strategies import REGISTRY
+from ..timing import LOW, ROUNDS, public_call, time_calls
 from ..workloads import Data, Layer, make_data
 
-__all__ = ["ROUNDS", "Comparison", "Row"]
+__all__ = ["Comparison", "Row"]
 
 Array = npt.NDArray[Any]
 
-#: Each strategy's time is cut into this many slices, so that a slow spell of the machine meets all of them.
-ROUNDS = 5
-
-#: Percentiles of a call's times. The low one is the time: what disturbs a call only ever makes it slower.
-LOW, HIGH = 20, 80
+#: The spread of a call's times reaches up to this percentile.
+HIGH = 80
 
 
 @dataclass(frozen=True)
@@ -115,8 +111,8 @@ class Comparison:
         """
         yield "float64"
         data = make_data(self.problem)
-        reference = _reference(self.layer, self.problem, self.pass_, data)
-        calls = {name: _call(self.layer, self.problem, self.pass_, data, name) for name in self.plans}
+        reference = _reference(self.problem, self.pass_, data)
+        calls = {name: public_call(self.problem, self.pass_, data, name) for name in self.plans}
         for name, call in calls.items():
             yield name
             # Whatever is compiled or loaded happens in these two calls, outside every timing.
@@ -125,7 +121,7 @@ class Comparison:
         for _ in range(ROUNDS):
             for name, call in calls.items():
                 yield name
-                self.times[name] += _time(call, seconds / ROUNDS)
+                self.times[name] += time_calls(call, seconds / ROUNDS)
 
     def rows(self) -> list[Row]:
         """Return a row for each strategy that has been timed, in the order in which they were asked for."""
@@ -147,34 +143,12 @@ class Comparison:
         )
 
 
-def _call(layer: Layer, problem: ConvProblem, pass_: Pass, data: Data, strategy: str) -> Callable[[], Array]:
-    """Return the call of the public function, as a user would make it, with a new result each time."""
-    x, w, b, dy = data
-    options = {**layer.options, "strategy": strategy}
-    if pass_ == "forward":
-        return lambda: ops.conv2d(x, w, b, **options)
-    if pass_ == "weight_grad":
-        return lambda: ops.conv2d_weight_grad(x, dy, (problem.kh, problem.kw), **options)
-    return lambda: ops.conv2d_input_grad(dy, w, (problem.h, problem.w), **options)
-
-
-def _reference(layer: Layer, problem: ConvProblem, pass_: Pass, data: Data) -> Array:
+def _reference(problem: ConvProblem, pass_: Pass, data: Data) -> Array:
     """The article's tensordot on the same numbers in float64."""
     double = Data(*(array.astype(np.float64) for array in data))
-    return _call(layer, problem, pass_, double, "tensordot")()
+    return public_call(problem, pass_, double, "tensordot")()
 
 
 def _error(got: Array, reference: Array) -> float:
     norm = max(float(np.linalg.norm(reference)), float(np.finfo(np.float64).tiny))
     return float(np.linalg.norm(got.astype(np.float64) - reference)) / norm
-
-
-def _time(call: Callable[[], Any], seconds: float) -> list[float]:
-    """Time one call after another for so many seconds, at least one."""
-    times: list[float] = []
-    end = perf_counter() + seconds
-    while not times or perf_counter() < end:
-        start = perf_counter()
-        call()
-        times.append(perf_counter() - start)
-    return times[1:] or times  # the first finds another strategy's data in cache, and its threads still spinning

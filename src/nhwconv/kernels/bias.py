@@ -7,22 +7,13 @@ from functools import cache
 from numba import prange
 
 from .geometry import Fields
-from .jit import Kernel, device, kernel
-from .simd import fetch_add, fill_zero
+from .jit import Kernel, kernel
+from .simd import add_rows, fetch_add, fill_zero
 
-__all__ = ["COLUMN_SUMS", "add_pixels", "column_sums"]
+__all__ = ["COLUMN_SUMS", "column_sums"]
 
 #: dy is (pixels, d); part i sums pixels [i * block, (i + 1) * block).
 COLUMN_SUMS = Fields("pixels d block tasks")
-
-
-@device
-def add_pixels(dy, first, pixels, step, channels, sums, s_0):
-    """Add `pixels` pixels of dy, `step` numbers apart, to ``sums[s_0 : s_0 + channels]``."""
-    for i in range(pixels):
-        source = first + i * step
-        for j in range(channels):
-            sums[s_0 + j] += dy[source + j]
 
 
 @cache
@@ -38,6 +29,6 @@ def column_sums() -> Kernel:
                     break
                 fill_zero(parts, task * g.d, g.d)
                 first = task * g.block
-                add_pixels(dy, first * g.d, min(g.block, g.pixels - first), g.d, g.d, parts, task * g.d)
+                add_rows(dy, first * g.d, g.d, min(g.block, g.pixels - first), g.d, parts, task * g.d)
 
     return kernel(column_sums)

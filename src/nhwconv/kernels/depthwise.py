@@ -25,10 +25,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .. import machine
-from .bias import add_pixels
 from .geometry import Fields
 from .jit import Kernel, device, kernel
-from .simd import I64, Emitter, fetch_add, fill_zero, i64, index, pointer
+from .simd import I64, Emitter, add_rows, fetch_add, fill_zero, i64, index, pointer
 
 __all__ = ["CORRELATE", "WEIGHT_GRAD", "correlate", "weight_grad"]
 
@@ -525,9 +524,7 @@ def weight_grad(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES
                             break
                         lines += 1
                     if bias_parts.size:
-                        add_pixels(
-                            dy, line * g.q * g.d + d_0, lines * g.q, g.d, d_1 - d_0, bias_parts, piece * g.d + d_0
-                        )
+                        add_rows(dy, line * g.q * g.d + d_0, g.d, lines * g.q, d_1 - d_0, bias_parts, piece * g.d + d_0)
                     ahead_x = (n * g.h + row + (g.R - 1) * g.dilation_h + 1 + (lines - 1) * g.stride_h) * g.w * g.c
                     ahead_dy = (line + lines) * g.q * g.d
                     for j in range(d_0, d_1, LANES):

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from .. import machine
 
-__all__ = ["Emitter", "copy", "fetch_add", "fill_zero", "transpose"]
+__all__ = ["Emitter", "add_rows", "copy", "fetch_add", "fill_zero", "transpose"]
 
 I64 = ir.IntType(64)
 I1 = ir.IntType(1)
@@ -176,5 +176,51 @@ def transpose(typingctx, source, s0, s_row, rows, columns, target, t0, t_row):
         for k in range(n):
             with builder.if_then(builder.icmp_signed("<", i64(k), columns)):
                 emit.store(block[k], builder.gep(to, [builder.mul(i64(k), t_row)]))
+
+    return signature, codegen
+
+
+@intrinsic
+def add_rows(typingctx, source, s0, s_row, rows, columns, target, t0):
+    """Add `rows` rows of `columns` numbers to one: ``target[t0 + j] += sum over r of source[s0 + r*s_row + j]``."""
+    signature = types.void(source, *[types.intp] * 4, target, types.intp)
+
+    def codegen(context, builder, sig, args):
+        source, s0, s_row, rows, columns, target, t0 = args
+        emit = Emitter(builder, sig.args[0].dtype)
+        of = pointer(context, builder, sig.args[0], source, s0)
+        to = pointer(context, builder, sig.args[5], target, t0)
+
+        def add(first, vectors, mask):
+            """Sum `vectors` vectors side by side, two rows at a time: additions need not wait for one another."""
+            sums = [[cgutils.alloca_once_value(builder, emit.zero) for _ in range(vectors)] for _ in range(2)]
+            pairs = builder.sdiv(builder.add(rows, i64(1)), i64(2))
+            with cgutils.for_range(builder, pairs) as loop:
+                for i in range(2):
+                    row = builder.add(builder.mul(loop.index, i64(2)), i64(i))
+                    exists = builder.icmp_signed("<", row, rows)
+                    # The last row of an odd number is added once and its twin, itself, times zero lanes.
+                    row = builder.select(exists, row, builder.sub(rows, i64(1)))
+                    valid = builder.select(exists, mask, ir.Constant(emit.mask_type, None))
+                    start = builder.gep(of, [builder.add(first, builder.mul(row, s_row))])
+                    for v in range(vectors):
+                        address = builder.gep(start, [i64(v * emit.lanes)])
+                        total = builder.fadd(builder.load(sums[i][v]), emit.load(address, valid))
+                        builder.store(total, sums[i][v])
+            for v in range(vectors):
+                address = builder.gep(to, [builder.add(first, i64(v * emit.lanes))])
+                total = builder.fadd(builder.load(sums[0][v]), builder.load(sums[1][v]))
+                emit.store(builder.fadd(emit.load(address, mask), total), address, mask)
+
+        wide = 4 * emit.lanes
+        blocks = builder.sdiv(columns, i64(wide))
+        with cgutils.for_range(builder, blocks) as block:
+            add(builder.mul(block.index, i64(wide)), 4, ir.Constant(emit.mask_type, [1] * emit.lanes))
+        done = builder.mul(blocks, i64(wide))
+        left = builder.sub(columns, done)
+        vectors = builder.sdiv(builder.add(left, i64(emit.lanes - 1)), i64(emit.lanes))
+        with cgutils.for_range(builder, vectors) as rest:
+            first = builder.add(done, builder.mul(rest.index, i64(emit.lanes)))
+            add(first, 1, emit.first_lanes(builder.sub(columns, first)))
 
     return signature, codegen

@@ -16,11 +16,10 @@ from functools import cache
 
 from numba import prange
 
-from .bias import add_pixels
 from .correlate import gather_block
 from .geometry import Fields
 from .jit import Kernel, ceil_div, device, kernel
-from .simd import copy, fetch_add
+from .simd import add_rows, copy, fetch_add
 from .tile import tile_product
 
 __all__ = ["SUM_PARTS", "WEIGHT_GRAD", "sum_parts", "weight_grad"]
@@ -125,8 +124,8 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                             b_0 = ((n * g.p + p_0) * g.q + q_0) * D + group * g.dg + d_0
                         if bias_parts.size and r_0 == 0 and k_0 == 0:  # each pixel of dy once, while it is in cache
                             for line in range(p_1 - p_0):
-                                add_pixels(
-                                    b, b_0 + line * b_pitch, q_1 - q_0, b_pixel, d_1 - d_0,
+                                add_rows(
+                                    b, b_0 + line * b_pitch, b_pixel, q_1 - q_0, d_1 - d_0,
                                     bias_parts, piece * D + group * g.dg + d_0,
                                 )  # fmt: skip
                         for r in range(r_0, r_1):

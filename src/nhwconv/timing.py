@@ -1,0 +1,52 @@
+"""How calls are timed: as a user makes them, in rounds, by a low percentile."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import ops
+from .problem import ConvProblem, Pass
+from .workloads import Data
+
+__all__ = ["LOW", "ROUNDS", "low", "public_call", "time_calls"]
+
+#: Each strategy's time is cut into this many slices, so that a slow spell of the machine meets all of them.
+ROUNDS = 5
+
+#: The percentile that is a call's time: what disturbs a call only ever makes it slower.
+LOW = 20
+
+
+def public_call(problem: ConvProblem, pass_: Pass, data: Data, strategy: str) -> Callable[[], npt.NDArray[Any]]:
+    """Return the call of the public function, as a user would make it, with a new result each time."""
+    x, w, b, dy = data
+    options: dict[str, Any] = {
+        "stride": problem.stride, "padding": problem.padding, "dilation": problem.dilation, "groups": problem.groups,
+        "strategy": strategy,
+    }  # fmt: skip
+    if pass_ == "forward":
+        return lambda: ops.conv2d(x, w, b, **options)
+    if pass_ == "weight_grad":
+        return lambda: ops.conv2d_weight_grad(x, dy, (problem.kh, problem.kw), **options)
+    return lambda: ops.conv2d_input_grad(dy, w, (problem.h, problem.w), **options)
+
+
+def time_calls(call: Callable[[], Any], seconds: float) -> list[float]:
+    """Time one call after another for so many seconds, at least one."""
+    times: list[float] = []
+    end = perf_counter() + seconds
+    while not times or perf_counter() < end:
+        start = perf_counter()
+        call()
+        times.append(perf_counter() - start)
+    return times[1:] or times  # the first finds another strategy's data in cache, and its threads still spinning
+
+
+def low(times: list[float]) -> float:
+    """Return the time that many calls' times stand for."""
+    return float(np.percentile(times, LOW))
