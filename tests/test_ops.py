@@ -78,10 +78,18 @@ def test_finite_differences(strategy):
         assert allowed < 1e-3 * np.linalg.norm(gradient) * np.linalg.norm(direction)  # the bound says something
 
 
+def check_bias_grad(db, dy, before=0.0):
+    """Compare a bias gradient, which was added to `before`, with dy's exact sums."""
+    wide = dy.astype(np.float64).reshape(-1, dy.shape[-1] if db.ndim else dy.size)
+    wide = wide if db.ndim else wide.T
+    value, absolute = wide.sum(0) + before, np.abs(wide).sum(0) + abs(before)
+    assert_close(db.reshape(-1), value, absolute, wide.shape[0] + 1, "tensordot")
+
+
 @each_strategy
 @each_dtype
 def test_backward_is_the_three_gradients(strategy, dtype):
-    """conv2d_backward returns the bits of the single functions."""
+    """conv2d_backward returns the bits of the single functions; db may be summed on the way, in another order."""
     case = typical(strategy, *PASSES, dtype=dtype)
     data = data_of(case, dtype)
     g = nc.conv2d_backward(data.x, data.w, data.dy, **case.options, strategy=strategy)
@@ -89,7 +97,7 @@ def test_backward_is_the_three_gradients(strategy, dtype):
     assert g._fields == ("dx", "dw", "db")
     np.testing.assert_array_equal(g.dx, run(case, data, "input_grad", strategy))
     np.testing.assert_array_equal(g.dw, run(case, data, "weight_grad", strategy))
-    np.testing.assert_array_equal(g.db, nc.conv2d_bias_grad(data.dy))
+    check_bias_grad(g.db, data.dy)
 
 
 @pytest.mark.parametrize("needs", [(), ("dx",), ("dw", "db"), ["db"], "dx", {"dw"}, ("db", "dx", "dw"), iter(["dw"])])
@@ -100,7 +108,9 @@ def test_backward_computes_what_is_needed(needs):
     full = nc.conv2d_backward(data.x, data.w, data.dy, **CASE.options)
     g = nc.conv2d_backward(data.x, data.w, data.dy, **CASE.options, needs=needs)
     for name in nc.Gradients._fields:
-        if name in names:
+        if name in names and name == "db":
+            check_bias_grad(g.db, data.dy)
+        elif name in names:
             np.testing.assert_array_equal(getattr(g, name), getattr(full, name))
         else:
             assert getattr(g, name) is None
@@ -120,8 +130,20 @@ def test_backward_writes_into_out_and_accumulates_dw_and_db_alone():
     np.testing.assert_array_equal(out.dx, full.dx)
     value, absolute = exact(CASE, data, "weight_grad")
     assert_close(out.dw, value + 1, absolute + 1, CASE.length("weight_grad") + 1, "loop")
-    sums = data.dy.astype(np.float64).sum((0, 1, 2)), np.abs(data.dy).astype(np.float64).sum((0, 1, 2))
-    assert_close(out.db, sums[0] + 1, sums[1] + 1, CASE.length("weight_grad") + 1, "tensordot")
+    check_bias_grad(out.db, data.dy, before=1)
+
+
+@each_strategy
+def test_backward_takes_nan_and_inf_as_data(strategy):
+    """They reach their own channel of db, without a warning."""
+    case = typical(strategy, *PASSES)
+    data = draw_data(case, np.float32)
+    data.dy[0, 2, 2, 0], data.dy[0, 3, 3, 1] = np.nan, np.inf
+    data.dy[0, 2, 4, 2], data.dy[1, 3, 2, 2] = np.inf, -np.inf
+    db = nc.conv2d_backward(data.x, data.w, data.dy, **case.options, strategy=strategy).db
+    np.testing.assert_array_equal(np.isnan(db), [i in (0, 2) for i in range(case.d)])
+    np.testing.assert_array_equal(np.isinf(db), [i == 1 for i in range(case.d)])
+    check_bias_grad(db[3:], data.dy[..., 3:])
 
 
 def test_backward_takes_a_partial_out():
@@ -377,7 +399,8 @@ def test_smaller_forms_are_the_batched_case(x_rank, w_rank, options):
         g = nc.conv2d_backward(x, w, small(dy4), **both)
         for got, batched, like in ((g.dx, g4.dx, x), (g.dw, g4.dw, w), (g.db, g4.db, b)):
             np.testing.assert_array_equal(got, batched.reshape(like.shape), strict=True)
-        np.testing.assert_array_equal(nc.conv2d_bias_grad(small(dy4)), g.db, strict=True)
+        check_bias_grad(nc.conv2d_bias_grad(small(dy4)), small(dy4))
+        check_bias_grad(g.db, small(dy4))
         np.testing.assert_array_equal(nc.conv2d_weight_grad(x, small(dy4), 3, **both), g.dw, strict=True)
         np.testing.assert_array_equal(nc.conv2d_input_grad(small(dy4), w, (9, 10), **both), g.dx, strict=True)
 
@@ -531,7 +554,7 @@ def test_all_names_exactly_what_is_public():
     """`__all__` is the design's list; every name exists, and nothing else that is public is in the namespace."""
     expected = {
         "conv2d", "conv2d_weight_grad", "conv2d_bias_grad", "conv2d_input_grad", "conv2d_backward", "plan", "Conv2D",
-        "Gradients", "Plan", "strategies", "warmup", "__version__",
+        "Gradients", "Plan", "strategies", "tune", "warmup", "__version__",
     }  # fmt: skip
     assert expected <= set(nc.__all__)
     assert len(nc.__all__) == len(set(nc.__all__))

@@ -28,7 +28,7 @@ CORRELATE = Fields(
     # the grid of outputs, and where they lie in y, in elements
     "p q y_0 y_n y_p y_q "
     # one task: block_p rows of outputs, block_q of a row, block_d channels; `gather` copies its part of x to scratch
-    "block_p block_q block_d gather scratch tasks add_bias "
+    "block_p block_q block_d gather scratch tasks add_bias stream "
     # the address of the micro-kernel
     "tile"
 )
@@ -119,7 +119,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                                 g.dilation_h * pitch, g.dilation_w * pixel, g.stride_w * pixel, 1,
                                 packed, b_0, g.Q * g.cg * width, g.cg * width, width,
                                 g.add_bias, bias, channel, 0,
-                                y, y_p + (q_0 + m_0) * g.y_q, g.y_q,
+                                y, y_p + (q_0 + m_0) * g.y_q, g.y_q, g.stream,
                             )  # fmt: skip
 
     return kernel(correlate)

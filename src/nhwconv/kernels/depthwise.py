@@ -324,7 +324,7 @@ def _correlate_function(module, dtype, q1, q2, stride, dilation, gather):
         with builder.if_else(builder.icmp_signed("!=", value["stream"], i64(0))) as (streamed, ordinary):
             with streamed:
                 for s, place in zip(sums, places, strict=True):
-                    _stream(emit, builder.load(s), place)
+                    emit.stream(builder.load(s), place)
             with ordinary:
                 for s, place in zip(sums, places, strict=True):
                     emit.store(builder.load(s), place)
@@ -332,13 +332,6 @@ def _correlate_function(module, dtype, q1, q2, stride, dilation, gather):
     rows.each_tile(value["q"], reach, body)
     builder.ret_void()
     return rows.function
-
-
-def _stream(emit, value, address):
-    """Store an aligned vector past the caches, without reading what was there."""
-    builder = emit.builder
-    store = builder.store(value, builder.bitcast(address, emit.vector.as_pointer()), align=machine.vector_bytes())
-    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
 
 
 @device

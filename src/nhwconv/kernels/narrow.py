@@ -34,8 +34,7 @@ NARROW = Fields(
 
 @device
 def _turn_row(g, x, x_row, channels, scratch, target, LANES):
-    """Copy a row of x with pixels side by side, zeros around them: ``(channels, pitch)``."""
-    fill_zero(scratch, target, channels * g.pitch)
+    """Copy a row of x with pixels side by side: ``(channels, pitch)``; what is left and right of it stays zero."""
     first, last = max(0, -g.left), min(g.w, g.pitch - LANES - g.left)
     for j in range(first, last, LANES):
         pixels = min(LANES, last - j)
@@ -66,6 +65,7 @@ def correlate_narrow(LANES: int) -> Kernel:
             s_0 = worker * g.scratch
             s_sums = s_0 + g.s_sums
             tiles = ceil_div(g.dg, g.mr)
+            fill_zero(scratch, s_0, g.s_sums)
             while True:
                 task = fetch_add(queue)
                 if task >= g.tasks:
@@ -93,7 +93,7 @@ def correlate_narrow(LANES: int) -> Kernel:
                                 g.tile, m_1 - m_0, min(g.width, g.q - q), g.R, g.Q, g.cg,
                                 packed, group * depth * LANES + m_0, g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
                                 scratch, b_p + q, g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
-                                False, scratch, c_0, g.pitch, scratch, c_0, g.pitch,
+                                False, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0,
                             )  # fmt: skip
                     y_p = g.y_0 + n * g.y_n + p * g.y_p + group * g.dg
                     _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p)

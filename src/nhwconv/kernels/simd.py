@@ -83,6 +83,15 @@ class Emitter:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
         return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
 
+    def stream(self, value, address):
+        """Store a vector at a multiple of its size past the caches.
+
+        Such stores are drained by the next atomic operation, which is how every worker ends.
+        """
+        builder = self.builder
+        instruction = builder.store(value, self._as_vector(address), align=self.lanes * self.itemsize)
+        instruction.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+
     def constant(self, value):
         """Return a vector whose lanes all hold a number known now."""
         return ir.Constant(self.vector, [ir.Constant(self.scalar, float(value))] * self.lanes)
@@ -100,6 +109,26 @@ class Emitter:
         """Return the mask of lanes below `count`, which may be zero, negative or more than there are."""
         positions = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
         return self.builder.icmp_signed("<", positions, self.splat(count))
+
+    def concatenate(self, addresses):
+        """Load a vector in pieces of 16 bytes from these addresses."""
+        count = 16 // self.itemsize
+        kind = ir.VectorType(self.scalar, count)
+        parts = [self.builder.load(self.builder.bitcast(a, kind.as_pointer()), align=self.itemsize) for a in addresses]
+        while len(parts) > 1:
+            count *= 2
+            order = ir.Constant(ir.VectorType(ir.IntType(32), count), list(range(count)))
+            parts = [self.builder.shuffle_vector(a, b, order) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+        return parts[0]
+
+    def interleave_pieces(self, a, b, upper):
+        """Interleave as `interleave`, but each piece of 16 bytes by itself."""
+        piece = 16 // self.itemsize
+        order = []
+        for start in range(0, self.lanes, piece):
+            half = start + (piece // 2 if upper else 0)
+            order += [half + i // 2 + (i % 2) * self.lanes for i in range(piece)]
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), order))
 
     def interleave(self, a, b, upper):
         """Return ``a[i], b[i], a[i+1], b[i+1], ...`` from the lower or the upper halves."""
@@ -148,6 +177,41 @@ def fetch_add(typingctx, counter):
     return signature, codegen
 
 
+def _transposed_part(emit, of, s_row, rows, columns):
+    """Return the columns of a block that may be smaller than LANES x LANES, zeros outside."""
+    builder, n = emit.builder, emit.lanes
+    block = []
+    for r in range(n):
+        valid = builder.select(builder.icmp_signed("<", i64(r), rows), columns, i64(0))
+        block.append(emit.load(builder.gep(of, [builder.mul(i64(r), s_row)]), emit.first_lanes(valid)))
+    # Interleaving row i with row i + n/2 moves one bit of the row number into the lane number; once for each bit, and
+    # rows and lanes have changed places.
+    for _ in range(n.bit_length() - 1):
+        block = [emit.interleave(block[i // 2], block[i // 2 + n // 2], upper=bool(i % 2)) for i in range(n)]
+    return block
+
+
+def _transposed_block(emit, of, s_row):
+    """Return the columns of a whole block: gathered in pieces of 16 bytes, which then only turn in place."""
+    builder, n = emit.builder, emit.lanes
+    piece = 16 // emit.itemsize
+    columns = []
+    for c in range(0, n, piece):
+        # Vector r holds, one piece each, columns c : c + piece of rows r, r + piece, r + 2 * piece, ...
+        turn = [
+            emit.concatenate(
+                [builder.gep(of, [builder.add(builder.mul(i64(q), s_row), i64(c))]) for q in range(r, n, piece)]
+            )
+            for r in range(piece)
+        ]
+        for _ in range(piece.bit_length() - 1):
+            turn = [
+                emit.interleave_pieces(turn[i // 2], turn[i // 2 + piece // 2], upper=bool(i % 2)) for i in range(piece)
+            ]
+        columns += turn
+    return columns
+
+
 @intrinsic
 def transpose(typingctx, source, s0, s_row, rows, columns, target, t0, t_row):
     """Write the transpose of a block of up to LANES x LANES numbers.
@@ -163,19 +227,15 @@ def transpose(typingctx, source, s0, s_row, rows, columns, target, t0, t_row):
         emit = Emitter(builder, sig.args[0].dtype)
         of = pointer(context, builder, sig.args[0], source, s0)
         to = pointer(context, builder, sig.args[5], target, t0)
-        n = emit.lanes
-        block = []
-        for r in range(n):
-            valid = builder.select(builder.icmp_signed("<", i64(r), rows), columns, i64(0))
-            address = builder.gep(of, [builder.mul(i64(r), s_row)])
-            block.append(emit.load(address, emit.first_lanes(valid)))
-        # Interleaving row i with row i + n/2 moves one bit of the row number into the lane number; once for
-        # each bit, and rows and lanes have changed places.
-        for _ in range(n.bit_length() - 1):
-            block = [emit.interleave(block[i // 2], block[i // 2 + n // 2], upper=bool(i % 2)) for i in range(n)]
-        for k in range(n):
-            with builder.if_then(builder.icmp_signed("<", i64(k), columns)):
-                emit.store(block[k], builder.gep(to, [builder.mul(i64(k), t_row)]))
+        full = builder.icmp_signed("==", builder.add(rows, columns), i64(2 * emit.lanes))
+        with builder.if_else(full) as (then, otherwise):
+            with then:
+                for k, row in enumerate(_transposed_block(emit, of, s_row)):
+                    emit.store(row, builder.gep(to, [builder.mul(i64(k), t_row)]))
+            with otherwise:
+                for k, row in enumerate(_transposed_part(emit, of, s_row, rows, columns)):
+                    with builder.if_then(builder.icmp_signed("<", i64(k), columns)):
+                        emit.store(row, builder.gep(to, [builder.mul(i64(k), t_row)]))
 
     return signature, codegen
 

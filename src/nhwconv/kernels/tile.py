@@ -11,6 +11,8 @@ It is the 'brgemm' of Georganas et al. (arXiv 1906.06440) with strides on both s
 - The tile stays in registers for the whole sum. E is added at the end, so a sum that continues from block to block
   is a blocked sum, with a blocked sum's smaller error. Where ``add`` is false E is not read.
 - R1, R2 or K of zero is an empty sum.
+- Where `stream` is not zero and C allows it (whole vectors at multiples of their size), C is stored past the caches:
+  worth it for results too large to be found there by whoever reads them next.
 
 MR broadcast rows times NR vectors is the register tile; the code for fewer rows and vectors is emitted beside it and
 chosen once a call. Passes differ in which stride is one: `panel_tile` has the steps of A side by side and B packed in
@@ -49,7 +51,7 @@ def narrow_tiles(itemsize: int) -> tuple[tuple[int, int], ...]:
 
 
 #: The integer arguments of the emitted function, in order.
-_INTS = ("rows", "columns", "R1", "R2", "K", "a_r", "a_q", "a_m", "a_k", "b_r", "b_q", "b_k", "e_m", "c_m")
+_INTS = ("rows", "columns", "R1", "R2", "K", "a_r", "a_q", "a_m", "a_k", "b_r", "b_q", "b_k", "e_m", "c_m", "stream")
 
 
 @cache
@@ -61,13 +63,13 @@ def panel_tile(dtype: str, mr: int, nr: int) -> int:
 @cache
 def column_tile(dtype: str, mr: int, nr: int) -> int:
     """Return the address of the tile whose A has ``a_m = 1``, and whose B is exact."""
-    return _tile(dtype, mr, nr, True, {"a_m": 1})
+    return _tile(dtype, mr, nr, True, {"a_m": 1, "stream": 0})
 
 
 @intrinsic
 def tile_product(
     typingctx, tile, rows, columns, R1, R2, K,
-    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m,
+    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m, stream,
 ):  # fmt: skip
     """Compute one tile; `tile` is an address. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
     kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
@@ -140,7 +142,26 @@ class _Tile:
             self._product(self._at("a", outer, inner), self._at("b", outer, inner))
         with builder.if_then(self.add):
             self._each(self.e, value["e_m"], self._add_from)
-        self._each(self.c, value["c_m"], self._store_to)
+        if isinstance(value["stream"], ir.Constant):  # never
+            self._each(self.c, value["c_m"], self._store_to)
+            return
+        with builder.if_else(self._may_stream(tail)) as (then, otherwise):
+            with then:
+                self._each(self.c, value["c_m"], self._stream_to)
+            with otherwise:
+                self._each(self.c, value["c_m"], self._store_to)
+
+    def _may_stream(self, tail):
+        """Whether C is to be stored past the caches, and can be: whole vectors at multiples of their size."""
+        builder, emit, value = self.builder, self.emitter, self.value
+        size = emit.lanes * emit.itemsize
+        start = builder.ptrtoint(self.c, I64)
+        pitch = builder.mul(value["c_m"], i64(emit.itemsize))
+        askew = builder.and_(builder.or_(start, pitch), i64(size - 1))
+        aligned = builder.icmp_signed("==", askew, i64(0))
+        whole = builder.icmp_signed("==", tail, i64(emit.lanes))
+        asked = builder.icmp_signed("!=", value["stream"], i64(0))
+        return builder.and_(asked, builder.and_(aligned, whole))
 
     def _at(self, operand, outer, inner):
         builder, value = self.builder, self.value
@@ -188,6 +209,9 @@ class _Tile:
     def _add_from(self, s, address, mask):
         builder = self.builder
         builder.store(builder.fadd(builder.load(s), self.emitter.load(address, mask)), s)
+
+    def _stream_to(self, s, address, mask):
+        self.emitter.stream(self.builder.load(s), address)
 
     def _store_to(self, s, address, mask):
         self.emitter.store(self.builder.load(s), address, mask)

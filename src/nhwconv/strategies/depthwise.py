@@ -34,6 +34,8 @@ STREAM_BYTES = 4 * 2**20
 #: The part of the peak at which the multiply-adds run, and the bytes that a core moves in a cycle.
 EFFICIENCY = 0.5
 BYTES_A_CYCLE = 4
+#: How much longer it takes where a channel multiplier makes every vector a gather.
+GATHERING = 8
 #: weight_grad: pixels whose products are summed in registers.
 SUM_PIXELS = 128
 #: weight_grad: least rows of a slice, most slices, and most numbers of all their parts.
@@ -205,7 +207,7 @@ class Depthwise:
         itemsize = problem.compute_dtype.itemsize
         used = problem.d / _padded(problem.d, machine.lanes(itemsize))
         products = problem.flops / (machine.flops_a_cycle(itemsize) * used * EFFICIENCY)
-        return max(products, problem.bytes / BYTES_A_CYCLE)
+        return max(products, problem.bytes / BYTES_A_CYCLE) * (1 if problem.dg == 1 else GATHERING)
 
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """Correlate x with w."""

@@ -38,6 +38,8 @@ TASKS = 64
 SERIAL_FLOPS = 500_000
 #: Elements of x that a task keeps in L2 while it walks over the output channels.
 TASK_ELEMENTS = 96 * 1024
+#: Bytes of a result from which on it is stored past the caches.
+STREAM_BYTES = 16 * 2**20
 #: The part of the peak at which the micro-kernel runs in a pass.
 EFFICIENCY = 0.9
 #: Cycles of a register tile beside its sum: the call, the first and the last of it.
@@ -119,7 +121,7 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
     gather = taps > 0 and (rows.padded or columns.padded or groups > 1)
     if taps == 1 and not gather and all(axis.plain for axis in (rows, columns)):
         # A matrix product over all pixels.
-        sides |= {"n": 1, "h": 1, "w": n * p * q, "p": 1, "q": n * p * q}
+        sides |= {"n": 1, "h": 1, "w": n * p * q, "p": 1, "q": n * p * q, "y_n": n * sides["y_n"]}
         n, p, q = 1, 1, n * p * q
     reach = (rows.taps - 1) * rows.dilation + 1
     block_p, block_q = _blocking(p, q, reach, cg, rows.stride, mr)
@@ -134,6 +136,7 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
         | {
             "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d, "gather": gather,
             "scratch": -(-scratch // 16) * 16, "tasks": tasks * math.ceil(dg / block_d), "add_bias": bias,
+            "stream": sides["n"] * sides["y_n"] * problem.dtype.itemsize >= STREAM_BYTES,
             "tile": panel_tile(problem.dtype.name, mr, nr),
         }
     )  # fmt: skip
@@ -146,9 +149,10 @@ def _narrow(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, in
     cg, dg, p, q = (sides[name] for name in ("cg", "dg", "p", "q"))
     depth = rows.taps * columns.taps * cg
     mr, nr = min(narrow_tiles(itemsize), key=lambda tile: _tile_cycles(dg, q, depth, tile[0], tile[1], lanes))
-    pitch = _even(q + max(columns.taps - 1, 0) * columns.dilation, 1, lanes) + lanes
+    # An odd number of vectors, so that the same pixels of all channels spread over the cache's sets.
+    pitch = (math.ceil((q + max(columns.taps - 1, 0) * columns.dilation) / lanes) + 1 | 1) * lanes
     reach = (rows.taps - 1) * rows.dilation + 1
-    block_p = max(1, min(TASK_ELEMENTS // (pitch * cg) - reach, 2 * TASK_PIXELS // q) // rows.stride)
+    block_p = max(1, min(2 * TASK_ELEMENTS // (pitch * cg) - reach, 4 * TASK_PIXELS // q) // rows.stride)
     block_p = _even(p, math.ceil(p / max(block_p, reach)))
     s_sums = max(0, (block_p - 1) * rows.stride + reach) * cg * pitch
     return NARROW.record(
