@@ -20,7 +20,7 @@ import numpy as np
 import nhwconv as nc
 from cases import DTYPES, PASSES, draw_data, random_case, refusal
 from nhwconv import arrays
-from nhwconv.strategies import REGISTRY
+from nhwconv.strategies import REGISTRY, depthwise, loop
 from tolerance import assert_close
 
 PAGE = mmap.PAGESIZE
@@ -113,6 +113,8 @@ def run(seed: int, count: int) -> None:
     for _ in range(count):
         case, dtype = random_case(rng), DTYPES[rng.integers(2)]
         data = draw_data(case, dtype, int(rng.integers(1000)))
+        stream = int(rng.integers(2)) * 2**40  # from the first byte on, or never
+        loop.STREAM_BYTES = depthwise.STREAM_BYTES = stream
         for pass_ in PASSES:
             # The reference runs on ordinary arrays, and is itself tested against the oracle.
             wide = type(data)(*(a.astype(np.float64) for a in data))

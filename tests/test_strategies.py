@@ -9,8 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import nhwconv as nc
-from cases import CHANNELS, DTYPES, PASSES, Case, cases, data_of, draw_data, exact, exact_of, refusal, run, typical
-from nhwconv.strategies import AUTO, REGISTRY
+from cases import (
+    CHANNELS,
+    DTYPES,
+    PASSES,
+    Case,
+    cases,
+    data_of,
+    draw_data,
+    exact,
+    exact_of,
+    refusal,
+    run,
+    supporting,
+    typical,
+)
+from nhwconv import arrays
+from nhwconv.strategies import AUTO, REGISTRY, depthwise, loop
 from tolerance import DIRECT, assert_close
 
 PAD1 = ((1, 1), (1, 1))
@@ -178,6 +193,43 @@ def test_same_call_gives_same_bits(pass_, strategy):
     data = data_of(case, np.float32)
     first = run(case, data, pass_, strategy).tobytes()
     assert all(run(case, data, pass_, strategy).tobytes() == first for _ in range(20))
+
+
+STREAMED = [
+    Case(n=1, h=9, w=17, c=3, d=32),
+    Case(n=2, h=5, w=20, c=16, d=64, kh=1, kw=1),
+    Case(n=1, h=8, w=9, c=32, d=48, stride=(2, 2), padding=PAD1),
+    Case(n=1, h=6, w=11, c=8, d=64, groups=2, padding=PAD1),
+    Case(n=1, h=9, w=13, c=32, d=32, groups=32, padding=PAD1),
+    Case(n=1, h=9, w=13, c=16, d=48, groups=16, stride=(2, 1)),
+    Case(n=1, h=7, w=9, c=64, d=33),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", STREAMED, ids=str)
+def test_stores_past_the_caches_write_the_same(case, dtype, monkeypatch):
+    """What large results get, non-temporal stores, on small ones: the same bits wherever `out` lies in a cache line."""
+    data = data_of(case, dtype)
+    shapes = {"forward": case.y_shape, "input_grad": case.x_shape}
+    jobs = [(pass_, name) for pass_ in shapes for name in supporting(case, pass_, dtype=dtype) if name in AUTO]
+    expected = {job: run(case, data, *job).tobytes() for job in jobs}
+    for module in (loop, depthwise):
+        monkeypatch.setattr(module, "STREAM_BYTES", 0)
+        for function in vars(module).values():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
+    for pass_, name in jobs:
+        for offset in (0, 1, 2, 4, 8):
+            size = int(np.prod(shapes[pass_]))
+            memory = arrays.empty((size + 4096,), np.dtype(dtype))
+            memory.fill(7)
+            start = -(memory.ctypes.data // memory.itemsize) % 64 + 64 + offset
+            out = memory[start : start + size].reshape(shapes[pass_])
+            run(case, data, pass_, name, out=out)
+            assert out.tobytes() == expected[pass_, name], (pass_, name, offset)
+            assert (memory[:start] == 7).all()
+            assert (memory[start + size :] == 7).all()
 
 
 def test_workspace_is_bounded():

@@ -30,11 +30,13 @@ def bias_grad(dy: Array, db: Array, accumulate: bool) -> None:
     for start in range(0, len(dy), step):
         rows = dy[start : start + step]
         total += _column_sums(rows.astype(np.float32) if narrow(dy.dtype) else rows)
-    store(total, db, accumulate)
+    db[...] = total + db if accumulate else total
 
 
-def store(total: Array, db: Array, accumulate: bool) -> None:
-    """Round sums to db's dtype, or add them to db where `accumulate`."""
+@arrays.values_are_data
+def store(sums: Array, db: Array, accumulate: bool) -> None:
+    """Write the slices' sums, added up in float64, to db, or add them to it where `accumulate`."""
+    total = sums.sum(0, dtype=np.float64)
     db[...] = total + db if accumulate else total
 
 

@@ -252,7 +252,7 @@ class Depthwise:
             workers=workers,
         )  # fmt: skip
         if db is not None:
-            bias.store(sums.sum(0, dtype=np.float64), db, accumulate)
+            bias.store(sums, db, accumulate)
         taps = problem.kh * problem.kw
         total = parts[:-lanes].reshape(-1, taps, int(geometry["padded"][0])).sum(0)[:, : problem.d].T
         if accumulate:

@@ -354,6 +354,6 @@ class Loop:
         sums = bias.parts(int(product["slices"][0]), db, problem.dtype)
         weight_grad(mr, nr, lanes)(x, dy, parts, sums.reshape(-1), scratch, _queue(), workers, product, workers=workers)
         if db is not None:
-            bias.store(sums.sum(0, dtype=np.float64), db, accumulate)
+            bias.store(sums, db, accumulate)
         if total is not None:
             sum_parts()(parts, dw, _queue(), workers, total, workers=workers)
