@@ -4,6 +4,7 @@ import os
 
 # Two spinning threads that meet on one core cost 4 ms or more, now and then.
 os.environ.setdefault("OMP_PROC_BIND", "true")
+os.environ["NHWCONV_TUNING"] = "off"
 
 if "ASV_COMMIT" in os.environ and "ASV_ENV_DIR" in os.environ:
     # Each commit compiles its own kernels, whatever an older commit's cache thinks of its keys.

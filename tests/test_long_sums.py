@@ -1,6 +1,6 @@
 """Accuracy where sums are long: the promise of the design's section 5 on constant data, and on the layers of networks.
 
-||got - exact|| <= B * || |x| (*) |w| || for any data, and <= B * ||exact|| on standard-normal data; B = 1e-5 in float32.
+||got - exact|| <= B * || |x| (*) |w| || for any data, and <= B * ||exact|| on standard-normal data; B = 1e-5.
 """
 
 import numpy as np

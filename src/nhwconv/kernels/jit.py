@@ -71,28 +71,35 @@ class Store:
     def __init__(self, name: str, options: dict[str, Any]) -> None:
         self.name, self.options = name, options
 
-    def _path(self, key: object) -> Path:
-        digest = hashlib.sha256(repr((self.name, sorted(self.options.items()), key)).encode()).hexdigest()
+    def _identity(self, key: object) -> bytes:
+        """Return all that an entry depends on, other than the version, as one text."""
+        return repr((self.name, sorted(self.options.items()), key)).encode()
+
+    def _path(self, identity: bytes) -> Path:
+        digest = hashlib.sha256(identity).hexdigest()
         return cache_folder() / _version() / f"{self.name.split('.')[-1]}-{digest}.bin"
 
     def load(self, key: object) -> Any:
         """Return what was saved under `key`, or None."""
+        identity = self._identity(key)
         try:
-            data = self._path(key).read_bytes()
+            data = self._path(identity).read_bytes()
         except OSError:
             return None
+        # The checksum covers the identity too, so another kernel's file under this name is a miss.
         checksum, payload = data[:32], data[32:]
-        return pickle.loads(payload) if hashlib.sha256(payload).digest() == checksum else None
+        return pickle.loads(payload) if hashlib.sha256(identity + payload).digest() == checksum else None
 
     def save(self, key: object, data: object) -> None:
         """Keep `data`; readers see all of it or nothing."""
-        path, payload = self._path(key), dumps(data)
+        identity, payload = self._identity(key), dumps(data)
+        path = self._path(identity)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=path.parent)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(payload).digest() + payload)
+                    file.write(hashlib.sha256(identity + payload).digest() + payload)
                 os.replace(temporary, path)
             except OSError:
                 os.unlink(temporary)

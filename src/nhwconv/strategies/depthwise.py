@@ -238,6 +238,7 @@ class Depthwise:
             workers=workers,
         )  # fmt: skip
 
+    @arrays.values_are_data
     def weight_grad(
         self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
     ) -> None:
