@@ -70,7 +70,7 @@ def gather_block(g, x, n, row, rows, column, columns, channel, channels, scratch
 @cache
 def correlate(MR: int, NR: int, LANES: int) -> Kernel:
     """Make the kernel for one register tile."""
-    WIDTH = NR * LANES
+    WIDTH, LINE = NR * LANES, LANES
 
     def correlate(x, packed, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
@@ -113,13 +113,16 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                         for t in range(tiles):
                             # Tiles of equal size waste less than full ones and a rest.
                             m_0, m_1 = t * (q_1 - q_0) // tiles, (t + 1) * (q_1 - q_0) // tiles
+                            # Where a tile's pixels are one run of memory, the first panel brings the next tile's.
+                            ahead = a_p + m_1 * pixel
+                            step = LINE if j == d_0 and not g.gather and g.R * g.Q * g.stride_w == 1 else 0
                             tile_product(
                                 g.tile, m_1 - m_0, min(WIDTH, d_1 - j), g.R, Q, K,
                                 a, a_p + m_0 * g.stride_w * pixel,
                                 g.dilation_h * pitch, g.dilation_w * pixel, g.stride_w * pixel, 1,
                                 packed, b_0, g.Q * g.cg * width, g.cg * width, width,
                                 g.add_bias, bias, channel, 0,
-                                y, y_p + (q_0 + m_0) * g.y_q, g.y_q, g.stream,
+                                y, y_p + (q_0 + m_0) * g.y_q, g.y_q, g.stream, x, ahead, step,
                             )  # fmt: skip
 
     return kernel(correlate)

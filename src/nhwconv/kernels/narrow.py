@@ -93,7 +93,7 @@ def correlate_narrow(LANES: int) -> Kernel:
                                 g.tile, m_1 - m_0, min(g.width, g.q - q), g.R, g.Q, g.cg,
                                 packed, group * depth * LANES + m_0, g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
                                 scratch, b_p + q, g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
-                                False, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0,
+                                False, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, packed, 0, 0,
                             )  # fmt: skip
                     y_p = g.y_0 + n * g.y_n + p * g.y_p + group * g.dg
                     _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p)

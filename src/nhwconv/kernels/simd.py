@@ -83,6 +83,12 @@ class Emitter:
         zeros = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
         return builder.shuffle_vector(first, ir.Constant(kind, ir.Undefined), zeros)
 
+    def prefetch(self, address):
+        """Ask for the cache line at an address, which need not exist, in L2."""
+        number = ir.IntType(32)
+        line = self.builder.bitcast(address, ir.IntType(8).as_pointer())
+        self._call("llvm.prefetch.p0", ir.VoidType(), [line, number(0), number(2), number(1)])
+
     def stream(self, value, address):
         """Store a vector at a multiple of its size past the caches.
 

@@ -11,6 +11,8 @@ It is the 'brgemm' of Georganas et al. (arXiv 1906.06440) with strides on both s
 - The tile stays in registers for the whole sum. E is added at the end, so a sum that continues from block to block
   is a blocked sum, with a blocked sum's smaller error. Where ``add`` is false E is not read.
 - R1, R2 or K of zero is an empty sum.
+- Every step asks for one cache line at F, ``f_k`` numbers further each time, to be brought to L2: what a later tile
+  reads. F may lie anywhere, also outside of arrays; where ``f_k`` is zero it is one line again and again, for nothing.
 - Where `stream` is not zero and C allows it (whole vectors at multiples of their size), C is stored past the caches:
   worth it for results too large to be found there by whoever reads them next.
 
@@ -51,7 +53,24 @@ def narrow_tiles(itemsize: int) -> tuple[tuple[int, int], ...]:
 
 
 #: The integer arguments of the emitted function, in order.
-_INTS = ("rows", "columns", "R1", "R2", "K", "a_r", "a_q", "a_m", "a_k", "b_r", "b_q", "b_k", "e_m", "c_m", "stream")
+_INTS = (
+    "rows",
+    "columns",
+    "R1",
+    "R2",
+    "K",
+    "a_r",
+    "a_q",
+    "a_m",
+    "a_k",
+    "b_r",
+    "b_q",
+    "b_k",
+    "e_m",
+    "c_m",
+    "stream",
+    "f_k",
+)
 
 
 @cache
@@ -69,7 +88,7 @@ def column_tile(dtype: str, mr: int, nr: int) -> int:
 @intrinsic
 def tile_product(
     typingctx, tile, rows, columns, R1, R2, K,
-    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m, stream,
+    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m, stream, f, f0, f_k,
 ):  # fmt: skip
     """Compute one tile; `tile` is an address. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
     kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
@@ -81,7 +100,7 @@ def tile_product(
         def number(name):
             return context.cast(builder, value[name], kind[name], types.intp)
 
-        addresses = [pointer(context, builder, kind[v], value[v], number(f"{v}0")) for v in "abec"]
+        addresses = [pointer(context, builder, kind[v], value[v], number(f"{v}0")) for v in "abecf"]
         added = context.cast(builder, value["add"], kind["add"], types.boolean)
         arguments = [*addresses, added, *(number(n) for n in _INTS)]
         call(builder, number("tile"), _kind(SCALARS[str(kind["c"].dtype)]), arguments)
@@ -91,7 +110,7 @@ def tile_product(
 
 def _kind(scalar):
     """Return the type of an emitted tile."""
-    return ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 4 + [I1] + [I64] * len(_INTS))
+    return ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 5 + [I1] + [I64] * len(_INTS))
 
 
 def _tile(dtype, mr, nr, exact, constants):
@@ -100,7 +119,7 @@ def _tile(dtype, mr, nr, exact, constants):
 
     def emit(module, name):
         function = ir.Function(module, _kind(SCALARS[dtype]), name)
-        a, b, e, c, add, *numbers = function.args
+        a, b, e, c, f, add, *numbers = function.args
         value = {n: i64(constants[n]) if n in constants else v for n, v in zip(_INTS, numbers, strict=True)}
         builder = ir.IRBuilder(function.append_basic_block("entry"))
         emitter = Emitter(builder, dtype)
@@ -113,7 +132,7 @@ def _tile(dtype, mr, nr, exact, constants):
                 block = function.append_basic_block(f"tile_{m}x{v}")
                 switch.add_case(i64((v - 1) * mr + m), block)
                 builder.position_at_end(block)
-                _Tile(emitter, value, (a, b, e, c, add), m, v, exact).emit()
+                _Tile(emitter, value, (a, b, e, c, f, add), m, v, exact).emit()
                 builder.branch(done)
         builder.position_at_end(done)
         builder.ret_void()
@@ -126,7 +145,7 @@ class _Tile:
 
     def __init__(self, emit, value, pointers, m, v, exact):
         self.emitter, self.builder, self.value = emit, emit.builder, value
-        self.a, self.b, self.e, self.c, self.add = pointers
+        self.a, self.b, self.e, self.c, self.f, self.add = pointers
         self.m, self.v, self.exact = m, v, exact
 
     def emit(self):
@@ -138,6 +157,7 @@ class _Tile:
         for row in self.sums:
             for s in row:
                 builder.store(emit.zero, s)
+        self.ahead = cgutils.alloca_once_value(builder, self.f)
         with cgutils.for_range(builder, value["R1"]) as outer, cgutils.for_range(builder, value["R2"]) as inner:
             self._product(self._at("a", outer, inner), self._at("b", outer, inner))
         with builder.if_then(self.add):
@@ -177,6 +197,9 @@ class _Tile:
         bases = [cgutils.alloca_once_value(builder, self._row(a, m)) for m in range(0, self.m, 3)]
         moving = cgutils.alloca_once_value(builder, b)
         with cgutils.for_range(builder, value["K"]):
+            ahead = builder.load(self.ahead)
+            emit.prefetch(ahead)
+            builder.store(builder.gep(ahead, [value["f_k"]]), self.ahead)
             b = builder.load(moving)
             columns = [self._load_b(b, j) for j in range(self.v)]
             for g, base in enumerate(bases):

@@ -63,7 +63,7 @@ def _multiply(tile, MR, WIDTH, lines, pixels, rows_side, columns_side, parts, c_
             c_t = c_0 + m_0 * c_m + j
             tile_product(
                 tile, m_1 - m_0, min(WIDTH, columns - j), lines, 1, pixels, a, a_0 + m_0, a_line, 0, 1, a_pixel,
-                b, b_0 + j, b_line, 0, b_pixel, add, parts, c_t, c_m, parts, c_t, c_m, 0,
+                b, b_0 + j, b_line, 0, b_pixel, add, parts, c_t, c_m, parts, c_t, c_m, 0, parts, c_t, 0,
             )  # fmt: skip
 
 

@@ -415,7 +415,7 @@ def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
                                     g.tile, t_1 - t_0, min(WIDTH, d_1 - j), 1, 1, channels,
                                     scratch, s_v + point * v_apart + t_0 * channels, 0, 0, channels, 1,
                                     u, u_0 + point * u_apart, 0, 0, width,
-                                    k > 0, scratch, m_0, width_d, scratch, m_0, width_d, 0,
+                                    k > 0, scratch, m_0, width_d, scratch, m_0, width_d, 0, scratch, s_v, 0,
                                 )  # fmt: skip
                 _transform_outputs(g, scratch, s_m, m_apart, tile, tiles, width_d, bias, y, group * g.dg + d_0)
 
@@ -486,7 +486,7 @@ def winograd_weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                                     g.tile, m_1 - m_0, min(WIDTH, k - j), 1, 1, tiles,
                                     scratch, s_dy + point * dy_apart + m_0, 0, 0, 1, d,
                                     scratch, s_v + point * v_apart + j, 0, 0, k,
-                                    block > 0, scratch, c_0, k, scratch, c_0, k, 0,
+                                    block > 0, scratch, c_0, k, scratch, c_0, k, 0, scratch, s_v, 0,
                                 )  # fmt: skip
                 for m in range(d):
                     target = piece * g.part + ((group * g.dg + d_0 + m) * g.m_h * g.m_w) * g.cg + k_0
