@@ -1,6 +1,6 @@
 """The article's four steps, as the article writes them, and the functions that compute them.
 
-Design, section 1: weight and bias gradients, from one sample and one channel to many of both.
+The article: weight and bias gradients, from one sample and one channel to many of both.
 """
 
 import numpy as np

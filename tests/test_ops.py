@@ -192,7 +192,7 @@ def test_bias_gradient(dtype):
 
 @pytest.mark.parametrize("d", [1, 3, 64])
 def test_bias_gradient_is_summed_well(d):
-    """A long float32 sum errs by less than the 5e-6 that the design gives for PyTorch; one running sum errs by 1e-2."""
+    """A long float32 sum errs by less than 5e-6, where one running sum would err by 1e-2."""
     dy = np.full((4, 256, 256, d), 0.1, np.float32)
     running = np.cumsum(dy[..., 0].ravel())[-1]
     exact_sum = np.float64(np.float32(0.1)) * (dy.size // d)
@@ -551,7 +551,7 @@ def test_options_take_numpy_integers_and_lists():
 
 
 def test_all_names_exactly_what_is_public():
-    """`__all__` is the design's list; every name exists, and nothing else that is public is in the namespace."""
+    """`__all__` is the documented list; every name exists, and nothing else that is public is in the namespace."""
     expected = {
         "conv2d", "conv2d_weight_grad", "conv2d_bias_grad", "conv2d_input_grad", "conv2d_backward", "plan", "Conv2D",
         "Gradients", "Plan", "strategies", "tune", "warmup", "__version__",

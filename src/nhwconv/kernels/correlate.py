@@ -29,6 +29,8 @@ CORRELATE = Fields(
     "p q y_0 y_n y_p y_q "
     # one task: block_p rows of outputs, block_q of a row, block_d channels; `gather` copies its part of x to scratch
     "block_p block_q block_d gather scratch tasks add_bias stream "
+    # rows of taps, and steps of a run, that are summed at a time
+    "sum_r sum_k "
     # the address of the micro-kernel
     "tile"
 )
@@ -116,13 +118,23 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                             # Where a tile's pixels are one run of memory, the first panel brings the next tile's.
                             ahead = a_p + m_1 * pixel
                             step = LINE if j == d_0 and not g.gather and g.R * g.Q * g.stride_w == 1 else 0
-                            tile_product(
-                                g.tile, m_1 - m_0, min(WIDTH, d_1 - j), g.R, Q, K,
-                                a, a_p + m_0 * g.stride_w * pixel,
-                                g.dilation_h * pitch, g.dilation_w * pixel, g.stride_w * pixel, 1,
-                                packed, b_0, g.Q * g.cg * width, g.cg * width, width,
-                                g.add_bias, bias, channel, 0,
-                                y, y_p + (q_0 + m_0) * g.y_q, g.y_q, g.stream, x, ahead, step,
-                            )  # fmt: skip
+                            # Long sums are sums of blocks, which round less; without taps there is one, an empty one.
+                            for r in range(0, max(g.R, 1), g.sum_r):
+                                for k in range(0, max(K, 1), g.sum_k):
+                                    last = r + g.sum_r >= g.R and k + g.sum_k >= K
+                                    y_t = y_p + (q_0 + m_0) * g.y_q
+                                    e, e_0, e_m, add = bias, channel, 0, g.add_bias != 0
+                                    if r + k > 0:
+                                        e, e_0, e_m, add = y, y_t, g.y_q, True
+                                    tile_product(
+                                        g.tile, m_1 - m_0, min(WIDTH, d_1 - j),
+                                        min(g.sum_r, g.R - r), Q, min(g.sum_k, K - k),
+                                        a, a_p + m_0 * g.stride_w * pixel + r * g.dilation_h * pitch + k,
+                                        g.dilation_h * pitch, g.dilation_w * pixel, g.stride_w * pixel, 1,
+                                        packed, b_0 + (r * g.Q * g.cg + k) * width,
+                                        g.Q * g.cg * width, g.cg * width, width,
+                                        add, e, e_0, e_m, y, y_t, g.y_q, g.stream if last else 0, x, ahead, step,
+                                    )  # fmt: skip
+                                    ahead += min(g.sum_k, K - k) * step
 
     return kernel(correlate)

@@ -27,6 +27,8 @@ NARROW = Fields(
     "p q y_0 y_n y_p y_q "
     # rows of outputs of a task; columns of its copy of x; where its sums are, and the size of its scratch
     "block_p pitch s_sums scratch tasks add_bias "
+    # rows of taps, and channels, that are summed at a time
+    "sum_r sum_k "
     # the micro-kernel's address, and its register tile in rows and columns
     "tile mr width"
 )
@@ -61,7 +63,7 @@ def correlate_narrow(LANES: int) -> Kernel:
     def correlate_narrow(x, packed, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
-            depth, blocks_p = g.R * g.Q * g.cg, ceil_div(g.p, g.block_p)
+            blocks_p = ceil_div(g.p, g.block_p)
             s_0 = worker * g.scratch
             s_sums = s_0 + g.s_sums
             tiles = ceil_div(g.dg, g.mr)
@@ -89,12 +91,17 @@ def correlate_narrow(LANES: int) -> Kernel:
                         for t in range(tiles):
                             m_0, m_1 = t * g.dg // tiles, (t + 1) * g.dg // tiles
                             c_0 = s_sums + m_0 * g.pitch + q
-                            tile_product(
-                                g.tile, m_1 - m_0, min(g.width, g.q - q), g.R, g.Q, g.cg,
-                                packed, group * depth * LANES + m_0, g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
-                                scratch, b_p + q, g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
-                                False, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, packed, 0, 0,
-                            )  # fmt: skip
+                            for r in range(0, max(g.R, 1), g.sum_r):
+                                for k in range(0, g.cg, g.sum_k):
+                                    tile_product(
+                                        g.tile, m_1 - m_0, min(g.width, g.q - q),
+                                        min(g.sum_r, g.R - r), g.Q, min(g.sum_k, g.cg - k),
+                                        packed, ((group * g.R + r) * g.Q * g.cg + k) * LANES + m_0,
+                                        g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
+                                        scratch, b_p + (r * g.dilation_h * g.cg + k) * g.pitch + q,
+                                        g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
+                                        r + k > 0, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, packed, 0, 0,
+                                    )  # fmt: skip
                     y_p = g.y_0 + n * g.y_n + p * g.y_p + group * g.dg
                     _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p)
 

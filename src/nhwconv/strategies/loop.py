@@ -40,12 +40,14 @@ SERIAL_FLOPS = 500_000
 TASK_ELEMENTS = 96 * 1024
 #: Bytes of a result from which on it is stored past the caches.
 STREAM_BYTES = 16 * 2**20
+#: Products that are summed in one go: a running sum of so many in float32 errs by less than the bound of 1e-5.
+SUM_STEPS = 256
 #: The part of the peak at which the micro-kernel runs in a pass.
 EFFICIENCY = 0.9
 #: Cycles of a register tile beside its sum: the call, the first and the last of it.
 TILE_CYCLES = 80
 #: weight_grad: pixels of a block, whose x and dy stay in cache, and least pixels of a slice.
-BLOCK_PIXELS = 512
+BLOCK_PIXELS = 256
 SLICE_PIXELS = 512
 #: weight_grad: channels of x and of y that a task gathers where there are more: their rows then lie close together.
 BLOCK_CHANNELS = 256
@@ -113,6 +115,12 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias:
     return _Step(make, pack, record, packed, int(record["scratch"][0]))
 
 
+def _sums(rows: int, taps: int, run: int) -> dict[str, int]:
+    """Return how much of ``rows`` times ``taps`` times ``run`` products is summed at a time."""
+    sum_r = max(1, min(rows, SUM_STEPS // max(taps * run, 1)))
+    return {"sum_r": sum_r, "sum_k": max(1, min(run, SUM_STEPS // max(taps, 1)))}
+
+
 def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int], bias: bool) -> Array:
     """Return the geometry of `correlate`: channels on the vectors."""
     mr, nr, lanes = _tile(problem.dtype.itemsize)
@@ -124,6 +132,7 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
         sides |= {"n": 1, "h": 1, "w": n * p * q, "p": 1, "q": n * p * q, "y_n": n * sides["y_n"]}
         n, p, q = 1, 1, n * p * q
     reach = (rows.taps - 1) * rows.dilation + 1
+    merged = columns.dilation == 1 and (gather or groups == 1)
     block_p, block_q = _blocking(p, q, reach, cg, rows.stride, mr)
     tasks = n * groups * math.ceil(p / block_p) * math.ceil(q / block_q)
     block_d = _even(dg, math.ceil(TASKS / tasks), nr * lanes)
@@ -136,6 +145,7 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
         | {
             "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d, "gather": gather,
             "scratch": -(-scratch // 16) * 16, "tasks": tasks * math.ceil(dg / block_d), "add_bias": bias,
+            **(_sums(rows.taps, 1, columns.taps * cg) if merged else _sums(rows.taps, columns.taps, cg)),
             "stream": sides["n"] * sides["y_n"] * problem.dtype.itemsize >= STREAM_BYTES,
             "tile": panel_tile(problem.dtype.name, mr, nr),
         }
@@ -158,7 +168,8 @@ def _narrow(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, in
     return NARROW.record(
         sides
         | {
-            "block_p": block_p, "pitch": pitch, "s_sums": s_sums, "scratch": s_sums + dg * pitch, "add_bias": bias,
+            "block_p": block_p, "pitch": pitch, "s_sums": s_sums, "scratch": s_sums + dg * pitch,
+            **_sums(rows.taps, columns.taps, cg), "add_bias": bias,
             "tasks": problem.n * problem.groups * math.ceil(p / block_p),
             "tile": column_tile(problem.dtype.name, mr, nr), "mr": mr, "width": nr * lanes,
         }
