@@ -31,7 +31,7 @@ from .base import Array
 __all__ = ["Loop"]
 
 #: Output pixels of one task: enough to use a panel of weights many times, few enough for its x to stay in L2.
-TASK_PIXELS = 256
+TASK_PIXELS = 1024
 #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
 TASKS = 64
 #: Below this many FLOPs a parallel launch costs more than it saves.
@@ -41,7 +41,7 @@ TASK_ELEMENTS = 96 * 1024
 #: Bytes of a result from which on it is stored past the caches.
 STREAM_BYTES = 16 * 2**20
 #: Products that are summed in one go: a running sum of so many in float32 errs by less than the bound of 1e-5.
-SUM_STEPS = 256
+SUM_STEPS = 384
 #: The part of the peak at which the micro-kernel runs in a pass.
 EFFICIENCY = 0.9
 #: Cycles of a register tile beside its sum: the call, the first and the last of it.
@@ -162,7 +162,7 @@ def _narrow(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, in
     # An odd number of vectors, so that the same pixels of all channels spread over the cache's sets.
     pitch = (math.ceil((q + max(columns.taps - 1, 0) * columns.dilation) / lanes) + 1 | 1) * lanes
     reach = (rows.taps - 1) * rows.dilation + 1
-    block_p = max(1, min(2 * TASK_ELEMENTS // (pitch * cg) - reach, 4 * TASK_PIXELS // q) // rows.stride)
+    block_p = max(1, min(2 * TASK_ELEMENTS // (pitch * cg) - reach, TASK_PIXELS // q) // rows.stride)
     block_p = _even(p, math.ceil(p / max(block_p, reach)))
     s_sums = max(0, (block_p - 1) * rows.stride + reach) * cg * pitch
     return NARROW.record(
