@@ -57,6 +57,6 @@ def _column_sums(dy: Array) -> Array:
     parts = arrays.empty((tasks, d), dy.dtype)
     geometry = _geometry(pixels, d)
     workers = 1 if dy.size < SERIAL else machine.threads()
-    column_sums()(dy.reshape(-1), parts.reshape(-1), np.zeros(1, np.int64), workers, geometry, workers=workers)
+    column_sums().run(dy.reshape(-1), parts.reshape(-1), geometry=geometry, workers=workers)
     total: Array = parts.sum(0, dtype=np.float64)
     return total

@@ -35,6 +35,7 @@ import numba
 from . import machine
 from ._version import __version__
 from .checks import fail
+from .files import write_whole
 from .kernels.jit import cache_folder
 from .problem import ConvProblem, Pass
 from .strategies import AUTO
@@ -129,16 +130,7 @@ def _path(key: dict[str, Any]) -> Path:
 
 def _write(key: dict[str, Any], strategy: str, seconds: dict[str, float]) -> None:
     record = {"key": key, "strategy": strategy, "seconds": seconds}
-    path = _path(key)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump({**record, "sha256": _hash(record)}, file, indent=1)
-        os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
-        raise
+    write_whole(_path(key), json.dumps({**record, "sha256": _hash(record)}, indent=1).encode())
 
 
 @lru_cache(maxsize=4096)

@@ -15,7 +15,23 @@ import llvmlite.binding as llvm
 import numba
 from numba.core.registry import cpu_target
 
-__all__ = ["cpu_model", "flops_a_cycle", "has_fma", "lanes", "registers", "target", "threads", "vector_bytes"]
+__all__ = [
+    "BYTES_A_CYCLE",
+    "cpu_model",
+    "flops_a_cycle",
+    "has_fma",
+    "lanes",
+    "registers",
+    "target",
+    "threads",
+    "vector_bytes",
+    "workers",
+]
+
+#: Bytes that one core moves between memory and registers in a cycle, for predictions.
+BYTES_A_CYCLE = 4
+#: Below this many FLOPs a parallel launch costs more than it saves.
+SERIAL_FLOPS = 500_000
 
 _PROBE = """
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
@@ -84,6 +100,11 @@ def cpu_model() -> str:
 def target() -> tuple[str, ...]:
     """Return the triple, CPU and features that Numba compiles for."""
     return tuple(map(str, cpu_target.target_context.codegen().magic_tuple()))
+
+
+def workers(flops: int) -> int:
+    """Return how many threads are worth their launch for so much work: one, or all that a call uses."""
+    return 1 if flops < SERIAL_FLOPS else threads()
 
 
 def threads() -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-__all__ = ["known"]
+__all__ = ["known", "suggestion"]
 
 
 def known(kind: str, name: str, names: Iterable[str]) -> str:
@@ -13,6 +13,10 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
     names = tuple(names)
     if name in names:
         return name
+    raise ValueError(f'there is no {kind} "{name}", expected one of {", ".join(names)}{suggestion(name, names)}')
+
+
+def suggestion(name: str, names: Sequence[str]) -> str:
+    """Return the end of a message that refuses `name`: the nearest of `names`, or nothing where none is near."""
     near = difflib.get_close_matches(name, names, 1)
-    hint = f'; did you mean "{near[0]}"?' if near else ""
-    raise ValueError(f'there is no {kind} "{name}", expected one of {", ".join(names)}{hint}')
+    return f'; did you mean "{near[0]}"?' if near else ""

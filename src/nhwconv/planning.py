@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 
 from . import choices
 from .checks import fail
+from .names import suggestion
 from .problem import ConvProblem, Pass
 from .strategies import AUTO, REGISTRY
 
@@ -71,9 +71,8 @@ def strategy_names(function: str, strategy: object) -> tuple[str, ...]:
         if name == "auto":
             fail(function, f'strategy is {strategy!r}, but "auto" cannot be one of several names')
         if name not in REGISTRY:
-            near = difflib.get_close_matches(name, [*REGISTRY, "auto"], 1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
             known = ", ".join(f'"{n}"' for n in REGISTRY)
+            hint = suggestion(name, [*REGISTRY, "auto"])
             fail(function, f'there is no strategy "{name}", expected "auto" or one of {known}{hint}')
     return names
 

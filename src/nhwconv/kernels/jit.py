@@ -20,7 +20,6 @@ import os
 import pickle
 import shutil
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable
@@ -30,12 +29,15 @@ from typing import Any
 
 import llvmlite
 import numba
+import numpy as np
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 from numba.misc import appdirs
 from numba.np.ufunc import parallel
 from numba.np.ufunc.parallel import get_num_threads, threading_layer
+
+from ..files import write_whole
 
 __all__ = ["Kernel", "Store", "cache_folder", "ceil_div", "clear_cache", "device", "kernel"]
 
@@ -93,17 +95,8 @@ class Store:
     def save(self, key: object, data: object) -> None:
         """Keep `data`; readers see all of it or nothing."""
         identity, payload = self._identity(key), dumps(data)
-        path = self._path(identity)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(hashlib.sha256(identity + payload).digest() + payload)
-                os.replace(temporary, path)
-            except OSError:
-                os.unlink(temporary)
-                raise
+            write_whole(self._path(identity), hashlib.sha256(identity + payload).digest() + payload)
         except OSError as error:
             _warn_once(str(error))
 
@@ -191,12 +184,20 @@ if hasattr(os, "register_at_fork"):
 
 
 class Kernel:
-    """A compiled body with a parallel and a serial form; call `run`."""
+    """A compiled body with a parallel and a serial form.
+
+    A body takes ``(*arguments, queue, workers, geometry)``: its workers take their tasks from the queue, a counter, and
+    the geometry says how many there are. `run` makes the queue.
+    """
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
         self.py_func = py_func
         self.parallel = _compiled(py_func, parallel=True)
         self.serial = _compiled(py_func)
+
+    def run(self, *arguments: Any, geometry: Any, workers: int) -> None:
+        """Do all tasks of `geometry` with `workers` threads."""
+        self(*arguments, np.zeros(1, np.int64), workers, geometry, workers=workers)
 
     def __call__(self, *arguments: Any, workers: int) -> None:
         """Run with `workers` threads: in parallel where that is more than one, and safe."""

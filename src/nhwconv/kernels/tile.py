@@ -33,7 +33,7 @@ from .. import machine
 from .native import call, native
 from .simd import I1, I64, SCALARS, Emitter, i64, pointer
 
-__all__ = ["column_tile", "narrow_tiles", "panel_tile", "register_tile", "tile_product"]
+__all__ = ["column_tile", "narrow_tiles", "panel_tile", "register_tile", "tile_product", "tile_shape"]
 
 
 def register_tile(itemsize: int) -> tuple[int, int]:
@@ -43,6 +43,12 @@ def register_tile(itemsize: int) -> tuple[int, int]:
     if machine.registers() == 32:
         return 8, 3
     return (6, 2) if machine.has_fma() else (4, 2)
+
+
+@cache
+def tile_shape(itemsize: int) -> tuple[int, int, int]:
+    """Return (MR, NR, LANES) for numbers of this size."""
+    return *register_tile(itemsize), machine.lanes(itemsize)
 
 
 def narrow_tiles(itemsize: int) -> tuple[tuple[int, int], ...]:

@@ -12,7 +12,7 @@ from ..kernels.packing import PACK
 from ..problem import ConvProblem
 from .base import Array
 
-__all__ = ["Axis", "forward_axes", "input_grad_axes", "pack_geometry", "phases"]
+__all__ = ["Axis", "correlation_fields", "forward_axes", "input_grad_axes", "pack_geometry", "phases"]
 
 
 class Axis:
@@ -80,6 +80,20 @@ def input_grad_axes(problem: ConvProblem) -> list[tuple[Axis, Axis]]:
         for rows in phases(problem.h, problem.oh, problem.kh, sh, lh, top)
         for columns in phases(problem.w, problem.ow, problem.kw, sw, lw, left)
     ]
+
+
+def correlation_fields(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool) -> dict[str, int]:
+    """Return what every correlation's geometry has: what is read and written, x and y forward, dy and dx backward."""
+    h, w, c, cg = problem.h, problem.w, problem.c, problem.cg
+    out_h, out_w, out_c, dg = problem.oh, problem.ow, problem.d, problem.dg
+    if backward:
+        (h, w, c, cg), (out_h, out_w, out_c, dg) = (out_h, out_w, out_c, dg), (h, w, c, cg)
+    return {
+        "n": problem.n, "groups": problem.groups, "h": h, "w": w, "c": c, "cg": cg, "dg": dg,
+        "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
+        "p": rows.out, "q": columns.out, "y_0": (rows.start * out_w + columns.start) * out_c,
+        "y_n": out_h * out_w * out_c, "y_p": rows.step * out_w * out_c, "y_q": columns.step * out_c,
+    }  # fmt: skip
 
 
 def pack_geometry(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, width: int) -> Array:

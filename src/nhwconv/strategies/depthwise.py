@@ -23,17 +23,14 @@ from .base import Array
 
 __all__ = ["Depthwise"]
 
-#: Below this many FLOPs a parallel launch costs more than it saves.
-SERIAL_FLOPS = 500_000
 #: Kernel sizes whose rows of taps are unrolled whole, or in the two phases of stride 2; others are chunks of 2 and 1.
 UNROLLED = (3, 5, 7)
 #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
 TASKS = 32
 #: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
 STREAM_BYTES = 4 * 2**20
-#: The part of the peak at which the multiply-adds run, and the bytes that a core moves in a cycle.
+#: The part of the peak at which the multiply-adds run.
 EFFICIENCY = 0.5
-BYTES_A_CYCLE = 4
 #: How much longer it takes where a channel multiplier makes every vector a gather.
 GATHERING = 8
 #: weight_grad: pixels whose products are summed in registers.
@@ -169,15 +166,6 @@ def _weight_grad_steps(problem: ConvProblem) -> _Steps:
     return _Steps(literal, geometry, table)
 
 
-def _workers(problem: ConvProblem) -> int:
-    return 1 if problem.flops < SERIAL_FLOPS else machine.threads()
-
-
-def _queue() -> Array:
-    """Return the counter from which workers take their tasks."""
-    return np.zeros(1, np.int64)
-
-
 class Depthwise:
     """One input channel a group: channels on the lanes, taps in registers."""
 
@@ -207,7 +195,7 @@ class Depthwise:
         itemsize = problem.compute_dtype.itemsize
         used = problem.d / _padded(problem.d, machine.lanes(itemsize))
         products = problem.flops / (machine.flops_a_cycle(itemsize) * used * EFFICIENCY)
-        return max(products, problem.bytes / BYTES_A_CYCLE) * (1 if problem.dg == 1 else GATHERING)
+        return max(products, problem.bytes / machine.BYTES_A_CYCLE) * (1 if problem.dg == 1 else GATHERING)
 
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
         """Correlate x with w."""
@@ -232,11 +220,16 @@ class Depthwise:
         vector = lanes * problem.dtype.itemsize
         whole = d % lanes == 0 and y.ctypes.data % vector == 0
         stream = int(whole and y.nbytes >= STREAM_BYTES)
-        workers = _workers(problem)
-        correlate(*steps.literal)(
-            x.reshape(-1), packed.reshape(-1), y.reshape(-1), steps.table, stream, _queue(), workers, steps.geometry,
+        workers = machine.workers(problem.flops)
+        correlate(*steps.literal).run(
+            x.reshape(-1),
+            packed.reshape(-1),
+            y.reshape(-1),
+            steps.table,
+            stream,
+            geometry=steps.geometry,
             workers=workers,
-        )  # fmt: skip
+        )
 
     @arrays.values_are_data
     def weight_grad(
@@ -244,14 +237,13 @@ class Depthwise:
     ) -> None:
         """Sum the products of dy and x, slice by slice."""
         steps = _weight_grad_steps(problem)
-        geometry, lanes, workers = steps.geometry, steps.literal[-1], _workers(problem)
+        geometry, lanes, workers = steps.geometry, steps.literal[-1], machine.workers(problem.flops)
         parts = arrays.empty((_parts(geometry, lanes),), problem.dtype)
         parts[-lanes:] = 0
         sums = bias.parts(int(geometry["slices"][0]), db, problem.dtype)
-        weight_grad(*steps.literal)(
-            x.reshape(-1), dy.reshape(-1), parts, sums.reshape(-1), steps.table, _queue(), workers, geometry,
-            workers=workers,
-        )  # fmt: skip
+        weight_grad(*steps.literal).run(
+            x.reshape(-1), dy.reshape(-1), parts, sums.reshape(-1), steps.table, geometry=geometry, workers=workers
+        )
         if db is not None:
             bias.store(sums, db, accumulate)
         taps = problem.kh * problem.kw

@@ -20,8 +20,6 @@ __all__ = ["Im2col"]
 
 #: Elements of patches that a block gathers at most: 16 MiB in float32.
 BLOCK = 4 * 2**20
-#: Bytes that one core moves between memory and registers in a cycle.
-BYTES_A_CYCLE = 4
 
 
 class Im2col:
@@ -43,7 +41,7 @@ class Im2col:
     def cost(self, problem: ConvProblem, pass_: Pass) -> float:
         """A BLAS product, and patches that are written and read once."""
         patches = _pixels(problem) * _depth(problem) * problem.groups * problem.dtype.itemsize
-        return problem.flops / machine.flops_a_cycle(problem.dtype.itemsize) + 2 * patches / BYTES_A_CYCLE
+        return problem.flops / machine.flops_a_cycle(problem.dtype.itemsize) + 2 * patches / machine.BYTES_A_CYCLE
 
     @arrays.values_are_data
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
@@ -111,14 +109,14 @@ def _blocks(problem: ConvProblem, pass_: Pass) -> list[Strip]:
 
 def _gather(problem: ConvProblem, x: Array, g: int) -> Array:
     patches = arrays.empty((_pixels(problem), _depth(problem)), problem.dtype)
-    geometry, workers = _geometry(problem, g, problem.n * problem.oh), machine.threads()
-    im2col()(x.reshape(-1), patches.reshape(-1), np.zeros(1, np.int64), workers, geometry, workers=workers)
+    geometry, workers = _geometry(problem, g, problem.n * problem.oh), machine.workers(problem.flops)
+    im2col().run(x.reshape(-1), patches.reshape(-1), geometry=geometry, workers=workers)
     return patches
 
 
 def _scatter(problem: ConvProblem, patches: Array, dx: Array, g: int) -> None:
-    geometry, workers = _geometry(problem, g, problem.n * problem.h), machine.threads()
-    col2im()(patches.reshape(-1), dx.reshape(-1), np.zeros(1, np.int64), workers, geometry, workers=workers)
+    geometry, workers = _geometry(problem, g, problem.n * problem.h), machine.workers(problem.flops)
+    col2im().run(patches.reshape(-1), dx.reshape(-1), geometry=geometry, workers=workers)
 
 
 def _geometry(problem: ConvProblem, g: int, tasks: int) -> Array:

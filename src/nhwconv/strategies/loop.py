@@ -15,17 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
-
 from .. import arrays, bias, machine
 from ..kernels.correlate import CORRELATE, correlate
 from ..kernels.jit import Kernel
 from ..kernels.narrow import NARROW, correlate_narrow
 from ..kernels.packing import pack_columns, pack_rows, packed_size
-from ..kernels.tile import column_tile, narrow_tiles, panel_tile, register_tile
+from ..kernels.tile import column_tile, narrow_tiles, panel_tile, tile_shape
 from ..kernels.weight_grad import SUM_PARTS, WEIGHT_GRAD, sum_parts, weight_grad
 from ..problem import ConvProblem, Pass
-from .axes import Axis, forward_axes, input_grad_axes, pack_geometry
+from .axes import Axis, correlation_fields, forward_axes, input_grad_axes, pack_geometry
 from .base import Array
 
 __all__ = ["Loop"]
@@ -34,8 +32,6 @@ __all__ = ["Loop"]
 TASK_PIXELS = 1024
 #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
 TASKS = 64
-#: Below this many FLOPs a parallel launch costs more than it saves.
-SERIAL_FLOPS = 500_000
 #: Elements of x that a task keeps in L2 while it walks over the output channels.
 TASK_ELEMENTS = 96 * 1024
 #: Bytes of a result from which on it is stored past the caches.
@@ -53,12 +49,6 @@ SLICE_PIXELS = 512
 BLOCK_CHANNELS = 256
 #: weight_grad: most elements of all slices' parts.
 PARTS_LIMIT = 2 * 2**20
-
-
-@lru_cache(maxsize=1024)
-def _tile(itemsize: int) -> tuple[int, int, int]:
-    """Return (MR, NR, LANES)."""
-    return *register_tile(itemsize), machine.lanes(itemsize)
 
 
 @dataclass(frozen=True)
@@ -88,25 +78,11 @@ def _blocking(p: int, q: int, rows_of: int, pixel: int, stride: int, mr: int) ->
     return _even(p, math.ceil(p / block_p)), block_q
 
 
-def _sides(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool) -> dict[str, int]:
-    """Return the fields of a correlation that say what is read and written: x and y forward, dy and dx backward."""
-    h, w, c, cg = problem.h, problem.w, problem.c, problem.cg
-    out_h, out_w, out_c, dg = problem.oh, problem.ow, problem.d, problem.dg
-    if backward:
-        (h, w, c, cg), (out_h, out_w, out_c, dg) = (out_h, out_w, out_c, dg), (h, w, c, cg)
-    return {
-        "n": problem.n, "groups": problem.groups, "h": h, "w": w, "c": c, "cg": cg, "dg": dg,
-        "R": rows.taps, "Q": columns.taps, "stride_h": rows.stride,
-        "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
-        "p": rows.out, "q": columns.out, "y_0": (rows.start * out_w + columns.start) * out_c,
-        "y_n": out_h * out_w * out_c, "y_p": rows.step * out_w * out_c, "y_q": columns.step * out_c,
-    }  # fmt: skip
-
-
 def _step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool) -> _Step:
     """Describe one correlation: of x with w forward, of dy with w in one phase backward."""
-    _mr, nr, lanes = _tile(problem.dtype.itemsize)
-    sides = _sides(problem, rows, columns, backward)
+    _mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+    sides = correlation_fields(problem, rows, columns, backward)
+    sides |= {"R": rows.taps, "Q": columns.taps, "stride_h": rows.stride}
     few = sides["dg"] < lanes and columns.stride == 1 and sides["q"] >= lanes // 2
     make, geometry = (correlate_narrow, _narrow) if few else (correlate, _wide)
     record = geometry(problem, rows, columns, sides, bias)
@@ -123,7 +99,7 @@ def _sums(rows: int, taps: int, run: int) -> dict[str, int]:
 
 def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int], bias: bool) -> Array:
     """Return the geometry of `correlate`: channels on the vectors."""
-    mr, nr, lanes = _tile(problem.dtype.itemsize)
+    mr, nr, lanes = tile_shape(problem.dtype.itemsize)
     n, groups, cg, dg, p, q = (sides[name] for name in ("n", "groups", "cg", "dg", "p", "q"))
     taps = rows.taps * columns.taps
     gather = taps > 0 and (rows.padded or columns.padded or groups > 1)
@@ -199,7 +175,7 @@ def _scratch(product: Array) -> int:
 @lru_cache(maxsize=1024)
 def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array | None]:
     """Describe the product and, where its parts are not dw itself, their sum."""
-    mr, nr, lanes = _tile(problem.dtype.itemsize)
+    mr, nr, lanes = tile_shape(problem.dtype.itemsize)
     rows, columns = forward_axes(problem)
     n, h, w, p, q = problem.n, problem.h, problem.w, problem.oh, problem.ow
     cg, dg, groups = problem.cg, problem.dg, problem.groups
@@ -277,15 +253,6 @@ def _lanes_used(columns: int, width: int, lanes: int) -> float:
     return columns / (vectors * lanes)
 
 
-def _workers(problem: ConvProblem) -> int:
-    return 1 if problem.flops < SERIAL_FLOPS else machine.threads()
-
-
-def _queue() -> Array:
-    """Return the counter from which workers take their tasks."""
-    return np.zeros(1, np.int64)
-
-
 class Loop:
     """Loops over kernel positions and channels around the micro-kernel, without im2col."""
 
@@ -303,16 +270,16 @@ class Loop:
             return 0
         if pass_ == "weight_grad":
             product, total = _weight_grad_steps(problem, False)
-            elements = _scratch(product) * _workers(problem) + (0 if total is None else _parts(product))
+            elements = _scratch(product) * machine.workers(problem.flops) + (0 if total is None else _parts(product))
             return elements * problem.dtype.itemsize
         steps = _forward_steps(problem, True) if pass_ == "forward" else _input_grad_steps(problem)
-        elements = max(s.packed + s.scratch * _workers(problem) for s in steps)
+        elements = max(s.packed + s.scratch * machine.workers(problem.flops) for s in steps)
         return elements * problem.dtype.itemsize
 
     def cost(self, problem: ConvProblem, pass_: Pass) -> float:
         """The cycles of all register tiles, at the micro-kernel's speed."""
         problem = replace(problem, dtype=problem.compute_dtype)
-        mr, nr, lanes = _tile(problem.dtype.itemsize)
+        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
         if pass_ == "weight_grad":
             g = _weight_grad_steps(problem, False)[0][0]
             merged = g["dilation_w"] == 1 and g["block_k"] == g["cg"]
@@ -341,30 +308,30 @@ class Loop:
         self._correlate(problem, _input_grad_steps(problem), dy, w, None, dx, pack_rows)
 
     def _correlate(self, problem, steps, x, w, b, y, pack) -> None:  # type: ignore[no-untyped-def]
-        mr, nr, lanes = _tile(problem.dtype.itemsize)
-        workers = _workers(problem)
+        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+        workers = machine.workers(problem.flops)
         x, w, y = x.reshape(-1), w.reshape(-1), y.reshape(-1)
         packed = arrays.empty((max(s.packed for s in steps),), problem.dtype)
         scratch = arrays.empty((max(s.scratch for s in steps) * workers,), problem.dtype)
         for step in steps:
             if step.packed:
-                pack(nr * lanes, lanes)(w, packed, _queue(), workers, step.pack, workers=workers)
+                pack(nr * lanes, lanes).run(w, packed, geometry=step.pack, workers=workers)
             kernel = step.make(lanes) if step.make is correlate_narrow else step.make(mr, nr, lanes)
-            kernel(x, packed, y if b is None else b, y, scratch, _queue(), workers, step.geometry, workers=workers)
+            kernel.run(x, packed, y if b is None else b, y, scratch, geometry=step.geometry, workers=workers)
 
     def weight_grad(
         self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
     ) -> None:
         """Multiply dy and x over all pixels."""
-        mr, nr, lanes = _tile(problem.dtype.itemsize)
-        workers = _workers(problem)
+        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+        workers = machine.workers(problem.flops)
         product, total = _weight_grad_steps(problem, accumulate)
         x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
         scratch = arrays.empty((_scratch(product) * workers,), problem.dtype)
         parts = dw if total is None else arrays.empty((_parts(product),), problem.dtype)
         sums = bias.parts(int(product["slices"][0]), db, problem.dtype)
-        weight_grad(mr, nr, lanes)(x, dy, parts, sums.reshape(-1), scratch, _queue(), workers, product, workers=workers)
+        weight_grad(mr, nr, lanes).run(x, dy, parts, sums.reshape(-1), scratch, geometry=product, workers=workers)
         if db is not None:
             bias.store(sums, db, accumulate)
         if total is not None:
-            sum_parts()(parts, dw, _queue(), workers, total, workers=workers)
+            sum_parts().run(parts, dw, geometry=total, workers=workers)

@@ -17,9 +17,6 @@ from .base import Array
 
 __all__ = ["Tensordot"]
 
-#: Bytes that one core moves between memory and registers in a cycle.
-BYTES_A_CYCLE = 4
-
 
 class Tensordot:
     """NumPy's tensordot over kernel positions, as the article derives the gradients."""
@@ -40,7 +37,7 @@ class Tensordot:
     def cost(self, problem: ConvProblem, pass_: Pass) -> float:
         """A BLAS product, and for each kernel position a copy of the window, of dy, and a pass over the result."""
         copied = 3 * problem.kh * problem.kw * problem.bytes
-        return problem.flops / machine.flops_a_cycle(problem.dtype.itemsize) + copied / BYTES_A_CYCLE
+        return problem.flops / machine.flops_a_cycle(problem.dtype.itemsize) + copied / machine.BYTES_A_CYCLE
 
     @arrays.values_are_data
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:

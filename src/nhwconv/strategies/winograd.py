@@ -1,8 +1,7 @@
 """Winograd's minimal filtering: fewer multiplications than any direct algorithm, on the same micro-kernel.
 
 F(4x4, 3x3) does in 36 products what a direct convolution does in 144, for the price of transforms that cost less the
-more channels share them. Stride 1 in the sense of each pass's correlation, so the phases of a strided input gradient
-qualify where they have taps enough; a dilated convolution is one of stride 1 on each of the interleaved grids.
+more channels share them. It needs stride 1; a dilated convolution is one on each of the interleaved grids.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from .. import arrays, machine
 from ..bias import bias_grad
 from ..kernels.jit import Kernel
 from ..kernels.packing import pack_columns, pack_rows, packed_size
-from ..kernels.tile import column_tile, panel_tile, register_tile
+from ..kernels.tile import column_tile, panel_tile, tile_shape
 from ..kernels.weight_grad import SUM_PARTS, sum_parts
 from ..kernels.winograd import (
     WINOGRAD,
@@ -30,7 +27,7 @@ from ..kernels.winograd import (
     winograd_weights,
 )
 from ..problem import ConvProblem, Pass
-from .axes import Axis, forward_axes, input_grad_axes, pack_geometry
+from .axes import Axis, correlation_fields, forward_axes, input_grad_axes, pack_geometry
 from .base import Array
 
 __all__ = ["Winograd"]
@@ -93,11 +90,6 @@ class _Step:
     scratch: int
 
 
-def _tile(problem: ConvProblem) -> tuple[int, int, int]:
-    itemsize = problem.dtype.itemsize
-    return *register_tile(itemsize), machine.lanes(itemsize)
-
-
 def _even(size: int, limit: int) -> int:
     """Return the block that cuts `size` into equal parts of at most `limit`."""
     return math.ceil(size / math.ceil(size / limit))
@@ -109,13 +101,9 @@ def _apart(size: int, lanes: int) -> int:
 
 
 def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward: bool, bias: bool) -> _Step:
-    mr, nr, lanes = _tile(problem)
-    n, groups = problem.n, problem.groups
-    (h, w, c, cg), (out_h, out_w, out_c, dg) = (
-        ((problem.oh, problem.ow, problem.d, problem.dg), (problem.h, problem.w, problem.c, problem.cg))
-        if backward
-        else ((problem.h, problem.w, problem.c, problem.cg), (problem.oh, problem.ow, problem.d, problem.dg))
-    )
+    mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+    sides = correlation_fields(problem, rows, columns, backward)
+    n, groups, cg, dg = (sides[name] for name in ("n", "groups", "cg", "dg"))
     tiles_h = math.ceil(math.ceil(rows.out / rows.dilation) / form.m_h)
     tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.m_w)
     tiles = n * rows.dilation * columns.dilation * tiles_h * tiles_w
@@ -130,13 +118,9 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
     u = 0 if shared else form.points * _apart((block_k + lanes) * width, lanes)
     m = form.points * _apart(block_t * (block_d + lanes), lanes)
     geometry = WINOGRAD.record(
-        {
-            "n": n, "groups": groups, "h": h, "w": w, "c": c, "cg": cg, "dg": dg,
-            "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
-            "p": rows.out, "q": columns.out, "tiles_h": tiles_h, "tiles_w": tiles_w,
-            "block_t": block_t, "block_k": block_k, "block_d": block_d,
-            "y_0": (rows.start * out_w + columns.start) * out_c, "y_n": out_h * out_w * out_c,
-            "y_p": rows.step * out_w * out_c, "y_q": columns.step * out_c,
+        sides
+        | {
+            "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
             "shared": shared, "add_bias": bias, "s_u": v, "s_m": v + u, "scratch": v + u + m,
             "tasks": groups * blocks_t * blocks_d,
             "tile": panel_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
@@ -179,7 +163,7 @@ def _filter_form(problem: ConvProblem) -> _Form | None:
 
 @lru_cache(maxsize=1024)
 def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array]:
-    mr, nr, lanes = _tile(problem)
+    mr, nr, lanes = tile_shape(problem.dtype.itemsize)
     form = _filter_form(problem)
     assert form is not None
     rows, columns = forward_axes(problem)
@@ -225,10 +209,6 @@ def _cycles(g: Any, lanes: int, inputs: int, outputs: int, weights: float) -> fl
     return float(g["groups"] * points * (products + transforms) / lanes)
 
 
-def _queue() -> Array:
-    return np.zeros(1, np.int64)
-
-
 class Winograd:
     """Winograd's minimal filtering F(4, 3) and its kin, blocked so that transformed data stay in L2."""
 
@@ -255,10 +235,12 @@ class Winograd:
             return 0
         if pass_ == "weight_grad":
             product, _ = _weight_grad_steps(problem, False)
-            elements = int(product["scratch"][0]) * machine.threads() + int(product["slices"][0] * product["part"][0])
+            elements = int(product["scratch"][0]) * machine.workers(problem.flops) + int(
+                product["slices"][0] * product["part"][0]
+            )
         else:
             steps = _steps(problem, pass_, True)
-            elements = max(s.packed + s.shared + s.scratch * machine.threads() for s in steps)
+            elements = max(s.packed + s.shared + s.scratch * machine.workers(problem.flops) for s in steps)
         return elements * problem.dtype.itemsize
 
     def cost(self, problem: ConvProblem, pass_: Pass) -> float:
@@ -294,20 +276,20 @@ class Winograd:
         y: Array,
         pack: Callable[[int, int], Kernel],
     ) -> None:
-        mr, nr, lanes = _tile(problem)
-        workers = machine.threads()
+        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+        workers = machine.workers(problem.flops)
         x, w, y = x.reshape(-1), w.reshape(-1), y.reshape(-1)
         packed = arrays.empty((max(s.packed for s in steps),), problem.dtype)
         transformed = arrays.empty((max(s.shared for s in steps),), problem.dtype)
         scratch = arrays.empty((max(s.scratch for s in steps) * workers,), problem.dtype)
         for step in steps:
             weights = packed
-            pack(nr * lanes, lanes)(w, packed, _queue(), workers, step.pack, workers=workers)
+            pack(nr * lanes, lanes).run(w, packed, geometry=step.pack, workers=workers)
             if step.shared:
                 weights = transformed
-                winograd_weights(nr * lanes, lanes)(packed, weights, _queue(), workers, step.geometry, workers=workers)
-            winograd_correlate(mr, nr, lanes)(
-                x, weights, y if b is None else b, y, scratch, _queue(), workers, step.geometry, workers=workers
+                winograd_weights(nr * lanes, lanes).run(packed, weights, geometry=step.geometry, workers=workers)
+            winograd_correlate(mr, nr, lanes).run(
+                x, weights, y if b is None else b, y, scratch, geometry=step.geometry, workers=workers
             )
 
     def weight_grad(
@@ -316,15 +298,15 @@ class Winograd:
         """Correlate x with dy, tile by tile, and add the slices."""
         if db is not None:
             bias_grad(dy.reshape(-1, problem.d), db, accumulate)
-        mr, nr, lanes = _tile(problem)
-        workers = machine.threads()
+        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+        workers = machine.workers(problem.flops)
         product, total = _weight_grad_steps(problem, accumulate)
         # One slice needs no sum.
         direct = product["slices"][0] == 1 and not accumulate
         parts = dw if direct else arrays.empty((int(product["slices"][0] * product["part"][0]),), problem.dtype)
         scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
-        winograd_weight_grad(mr, nr, lanes)(
-            x.reshape(-1), dy.reshape(-1), parts.reshape(-1), scratch, _queue(), workers, product, workers=workers
+        winograd_weight_grad(mr, nr, lanes).run(
+            x.reshape(-1), dy.reshape(-1), parts.reshape(-1), scratch, geometry=product, workers=workers
         )
         if not direct:
-            sum_parts()(parts, dw.reshape(-1), _queue(), workers, total, workers=workers)
+            sum_parts().run(parts, dw.reshape(-1), geometry=total, workers=workers)
