@@ -36,6 +36,10 @@ CORRELATE = Fields(
 )
 
 
+#: Tiles whose sums are kept from block to block of the sum.
+STRIP_TILES = 6
+
+
 @device
 def _gather_row(g, x, x_row, first, count, channels, scratch, target):
     """Copy columns ``first : first + count`` of a row of x, some channels of each, zeros where they are outside."""
@@ -72,7 +76,7 @@ def gather_block(g, x, n, row, rows, column, columns, channel, channels, scratch
 @cache
 def correlate(MR: int, NR: int, LANES: int) -> Kernel:
     """Make the kernel for one register tile."""
-    WIDTH, LINE = NR * LANES, LANES
+    WIDTH, LINE, STRIP = NR * LANES, LANES, STRIP_TILES * MR
 
     def correlate(x, packed, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
@@ -104,37 +108,34 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 else:
                     a, a_0 = x, ((n * g.h + row) * g.w + column) * g.c + group * g.cg
                     pixel, pitch = g.c, g.w * g.c
-                tiles = ceil_div(q_1 - q_0, MR)
+                # Where a tile's pixels are one run of memory, the first panel brings the next tile's.
+                line = LINE if not g.gather and g.R * g.Q * g.stride_w == 1 else 0
                 for j in range(d_0, d_1, WIDTH):
                     width = min(WIDTH, ceil_div(g.dg - j, LANES) * LANES)
                     b_0 = (group * padded + j) * depth
                     channel = group * g.dg + j
+                    step = line if j == d_0 else 0
                     for p in range(p_0, p_1):
-                        a_p = a_0 + (p - p_0) * g.stride_h * pitch
-                        y_p = g.y_0 + n * g.y_n + p * g.y_p + channel
-                        for t in range(tiles):
-                            # Tiles of equal size waste less than full ones and a rest.
-                            m_0, m_1 = t * (q_1 - q_0) // tiles, (t + 1) * (q_1 - q_0) // tiles
-                            # Where a tile's pixels are one run of memory, the first panel brings the next tile's.
-                            ahead = a_p + m_1 * pixel
-                            step = LINE if j == d_0 and not g.gather and g.R * g.Q * g.stride_w == 1 else 0
+                        # A strip of tiles, whose sums stay in L1 from one block of the sum to the next.
+                        for q in range(q_0, q_1, STRIP):
+                            a_q = a_0 + (p - p_0) * g.stride_h * pitch + (q - q_0) * g.stride_w * pixel
+                            y_q = g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel
                             # Long sums are sums of blocks, which round less; without taps there is one, an empty one.
                             for r in range(0, max(g.R, 1), g.sum_r):
                                 for k in range(0, max(K, 1), g.sum_k):
                                     last = r + g.sum_r >= g.R and k + g.sum_k >= K
-                                    y_t = y_p + (q_0 + m_0) * g.y_q
                                     e, e_0, e_m, add = bias, channel, 0, g.add_bias != 0
                                     if r + k > 0:
-                                        e, e_0, e_m, add = y, y_t, g.y_q, True
+                                        e, e_0, e_m, add = y, y_q, g.y_q, True
                                     tile_product(
-                                        g.tile, m_1 - m_0, min(WIDTH, d_1 - j),
+                                        g.tile, min(STRIP, q_1 - q), min(WIDTH, d_1 - j),
                                         min(g.sum_r, g.R - r), Q, min(g.sum_k, K - k),
-                                        a, a_p + m_0 * g.stride_w * pixel + r * g.dilation_h * pitch + k,
+                                        a, a_q + r * g.dilation_h * pitch + k,
                                         g.dilation_h * pitch, g.dilation_w * pixel, g.stride_w * pixel, 1,
                                         packed, b_0 + (r * g.Q * g.cg + k) * width,
                                         g.Q * g.cg * width, g.cg * width, width,
-                                        add, e, e_0, e_m, y, y_t, g.y_q, g.stream if last else 0, x, ahead, step,
+                                        add, e, e_0, e_m, y, y_q, g.y_q, g.stream if last else 0,
+                                        k * step - k if step else 0, step,
                                     )  # fmt: skip
-                                    ahead += min(g.sum_k, K - k) * step
 
     return kernel(correlate)

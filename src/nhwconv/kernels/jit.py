@@ -42,7 +42,13 @@ from ..files import write_whole
 __all__ = ["Kernel", "Store", "cache_folder", "ceil_div", "clear_cache", "device", "kernel"]
 
 #: Every kernel is compiled with these. `nogil`: other Python threads run meanwhile.
-OPTIONS: dict[str, Any] = {"nogil": True, "fastmath": False, "error_model": "numpy", "boundscheck": False}
+OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "fastmath": False,
+    "error_model": "numpy",
+    "boundscheck": False,
+    "_nrt": False,
+}
 
 # ------------------------------------------------------------------------------------------------- cache
 

@@ -29,8 +29,8 @@ NARROW = Fields(
     "block_p pitch s_sums scratch tasks add_bias "
     # rows of taps, and channels, that are summed at a time
     "sum_r sum_k "
-    # the micro-kernel's address, and its register tile in rows and columns
-    "tile mr width"
+    # the micro-kernel's address, and the columns of its register tile
+    "tile width"
 )
 
 
@@ -66,7 +66,6 @@ def correlate_narrow(LANES: int) -> Kernel:
             blocks_p = ceil_div(g.p, g.block_p)
             s_0 = worker * g.scratch
             s_sums = s_0 + g.s_sums
-            tiles = ceil_div(g.dg, g.mr)
             fill_zero(scratch, s_0, g.s_sums)
             while True:
                 task = fetch_add(queue)
@@ -88,20 +87,18 @@ def correlate_narrow(LANES: int) -> Kernel:
                 for p in range(p_0, p_1):
                     b_p = s_0 + (p - p_0) * g.stride_h * g.cg * g.pitch
                     for q in range(0, g.q, g.width):
-                        for t in range(tiles):
-                            m_0, m_1 = t * g.dg // tiles, (t + 1) * g.dg // tiles
-                            c_0 = s_sums + m_0 * g.pitch + q
-                            for r in range(0, max(g.R, 1), g.sum_r):
-                                for k in range(0, g.cg, g.sum_k):
-                                    tile_product(
-                                        g.tile, m_1 - m_0, min(g.width, g.q - q),
-                                        min(g.sum_r, g.R - r), g.Q, min(g.sum_k, g.cg - k),
-                                        packed, ((group * g.R + r) * g.Q * g.cg + k) * LANES + m_0,
-                                        g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
-                                        scratch, b_p + (r * g.dilation_h * g.cg + k) * g.pitch + q,
-                                        g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
-                                        r + k > 0, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, packed, 0, 0,
-                                    )  # fmt: skip
+                        c_0 = s_sums + q
+                        for r in range(0, max(g.R, 1), g.sum_r):
+                            for k in range(0, g.cg, g.sum_k):
+                                tile_product(
+                                    g.tile, g.dg, min(g.width, g.q - q),
+                                    min(g.sum_r, g.R - r), g.Q, min(g.sum_k, g.cg - k),
+                                    packed, ((group * g.R + r) * g.Q * g.cg + k) * LANES,
+                                    g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
+                                    scratch, b_p + (r * g.dilation_h * g.cg + k) * g.pitch + q,
+                                    g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
+                                    r + k > 0, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, 0, 0,
+                                )  # fmt: skip
                     y_p = g.y_0 + n * g.y_n + p * g.y_p + group * g.dg
                     _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p)
 

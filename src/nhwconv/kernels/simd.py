@@ -111,6 +111,11 @@ class Emitter:
         # fmuladd, not fma: without the instruction, fma would become one library call a lane.
         return self._call(f"llvm.fmuladd.{self.name}", self.vector, [a, b, c])
 
+    def opaque(self, value):
+        """Return the same value, which the optimiser can no longer relate to others."""
+        kind = ir.FunctionType(value.type, [value.type])
+        return self.builder.asm(kind, "", "=r,0", [value], side_effect=False)
+
     def first_lanes(self, count):
         """Return the mask of lanes below `count`, which may be zero, negative or more than there are."""
         positions = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))

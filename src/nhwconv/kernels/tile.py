@@ -1,24 +1,27 @@
-"""The micro-kernel: one batch-reduce tile product, the only arithmetic of every dense pass.
+"""The micro-kernel: a column of batch-reduce tile products, the only arithmetic of every dense pass.
 
     C[m, j] = sum over r < R1, q < R2, k < K of A[r*a_r + q*a_q + m*a_m + k*a_k] * B[r*b_r + q*b_q + k*b_k + j]
               (+ E[m*e_m + j])                                                  for m < rows, j < columns
 
 It is the 'brgemm' of Georganas et al. (arXiv 1906.06440) with strides on both sides. Its contract:
 
-- ``1 <= rows <= MR`` and ``1 <= columns <= NR * LANES`` are run-time numbers: edge tiles are the kernel's business.
+- ``rows >= 1`` and ``1 <= columns <= NR * LANES`` are run-time numbers. Rows are cut into the fewest tiles of at most
+  MR rows, of equal size up to one row: that wastes less than full tiles and a rest.
 - It reads exactly the elements of A and E that the sum names, and writes exactly those of C.
 - Of B it reads exactly the columns named where B is "exact"; where B is "padded" it reads whole vectors.
-- The tile stays in registers for the whole sum. E is added at the end, so a sum that continues from block to block
+- A tile stays in registers for the whole sum. E is added at the end, so a sum that continues from block to block
   is a blocked sum, with a blocked sum's smaller error. Where ``add`` is false E is not read.
 - R1, R2 or K of zero is an empty sum.
-- Every step asks for one cache line at F, ``f_k`` numbers further each time, to be brought to L2: what a later tile
-  reads. F may lie anywhere, also outside of arrays; where ``f_k`` is zero it is one line again and again, for nothing.
+- Every step asks for one cache line to be brought to L2, ``f_k`` numbers further each time, from `ahead` numbers behind
+  this tile's rows of A on: what the next tile reads. The lines may lie anywhere, also outside of arrays; where ``f_k``
+  is zero it is one line again and again, for nothing.
 - Where `stream` is not zero and C allows it (whole vectors at multiples of their size), C is stored past the caches:
   worth it for results too large to be found there by whoever reads them next.
 
 MR broadcast rows times NR vectors is the register tile; the code for fewer rows and vectors is emitted beside it and
-chosen once a call. Passes differ in which stride is one: `panel_tile` has the steps of A side by side and B packed in
-panels (forward, input_grad, Winograd), `column_tile` has the rows of A side by side and B as it is (weight_grad).
+chosen once for all tiles of a size. Passes differ in which stride is one: `panel_tile` has the steps of A side by side
+and B packed in panels (forward, input_grad, Winograd), `column_tile` has the rows of A side by side and B as it is
+(weight_grad).
 """
 
 from __future__ import annotations
@@ -75,8 +78,11 @@ _INTS = (
     "e_m",
     "c_m",
     "stream",
+    "ahead",
     "f_k",
 )
+#: What of the operands a tile of so many rows leaves behind, for the next.
+_MOVES = {"a": "a_m", "e": "e_m", "c": "c_m"}
 
 
 @cache
@@ -94,9 +100,9 @@ def column_tile(dtype: str, mr: int, nr: int) -> int:
 @intrinsic
 def tile_product(
     typingctx, tile, rows, columns, R1, R2, K,
-    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m, stream, f, f0, f_k,
+    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m, stream, ahead, f_k,
 ):  # fmt: skip
-    """Compute one tile; `tile` is an address. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
+    """Compute a column of tiles; `tile` is an address. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
     kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
     signature = types.void(*kinds.values())
 
@@ -106,7 +112,7 @@ def tile_product(
         def number(name):
             return context.cast(builder, value[name], kind[name], types.intp)
 
-        addresses = [pointer(context, builder, kind[v], value[v], number(f"{v}0")) for v in "abecf"]
+        addresses = [pointer(context, builder, kind[v], value[v], number(f"{v}0")) for v in "abec"]
         added = context.cast(builder, value["add"], kind["add"], types.boolean)
         arguments = [*addresses, added, *(number(n) for n in _INTS)]
         call(builder, number("tile"), _kind(SCALARS[str(kind["c"].dtype)]), arguments)
@@ -115,8 +121,8 @@ def tile_product(
 
 
 def _kind(scalar):
-    """Return the type of an emitted tile."""
-    return ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 5 + [I1] + [I64] * len(_INTS))
+    """Return the type of an emitted function."""
+    return ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 4 + [I1] + [I64] * len(_INTS))
 
 
 def _tile(dtype, mr, nr, exact, constants):
@@ -124,37 +130,80 @@ def _tile(dtype, mr, nr, exact, constants):
     baked = "_".join(f"{n}{v}" for n, v in constants.items())
 
     def emit(module, name):
-        function = ir.Function(module, _kind(SCALARS[dtype]), name)
-        a, b, e, c, f, add, *numbers = function.args
-        value = {n: i64(constants[n]) if n in constants else v for n, v in zip(_INTS, numbers, strict=True)}
-        builder = ir.IRBuilder(function.append_basic_block("entry"))
-        emitter = Emitter(builder, dtype)
-        done = function.append_basic_block("done")
-        vectors = builder.sdiv(builder.add(value["columns"], i64(emitter.lanes - 1)), i64(emitter.lanes))
-        case = builder.add(builder.mul(builder.sub(vectors, i64(1)), i64(mr)), value["rows"])
-        switch = builder.switch(case, done)
-        for v in range(1, nr + 1):
-            for m in range(1, mr + 1):
-                block = function.append_basic_block(f"tile_{m}x{v}")
-                switch.add_case(i64((v - 1) * mr + m), block)
-                builder.position_at_end(block)
-                _Tile(emitter, value, (a, b, e, c, f, add), m, v, exact).emit()
-                builder.branch(done)
-        builder.position_at_end(done)
-        builder.ret_void()
+        _emit_split(module, name, dtype, mr, _emit_tiles(module, f"{name}_tiles", dtype, mr, nr, exact, constants))
 
     return native(f"nhwconv_tile_{dtype}_{mr}x{nr}_{'exact' if exact else 'padded'}_{baked}", emit)
 
 
-class _Tile:
-    """Emits the code of a tile of exactly `m` rows and `v` vectors, of which the last may be partial."""
+def _emit_split(module, name, dtype, mr, tiles):
+    """Emit the cut into tiles of equal size: as many as needed have a row more than the others."""
+    function = ir.Function(module, _kind(SCALARS[dtype]), name)
+    *operands, add = function.args[: len(function.args) - len(_INTS)]
+    numbers = dict(zip(_INTS, function.args[-len(_INTS) :], strict=True))
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    rows = numbers.pop("rows")
+    count = builder.udiv(builder.add(rows, i64(mr - 1)), i64(mr))
+    fewer = builder.udiv(rows, count)
+    larger = builder.sub(rows, builder.mul(fewer, count))
+    with builder.if_then(builder.icmp_signed("!=", larger, i64(0))):
+        more = builder.add(fewer, i64(1))
+        builder.call(tiles, [*operands, add, more, *numbers.values(), larger])
+    done = builder.mul(larger, builder.add(fewer, i64(1)))
+    operands = [
+        builder.gep(o, [builder.mul(done, numbers[_MOVES[n]])]) if n in _MOVES else o
+        for n, o in zip("abec", operands, strict=True)
+    ]
+    builder.call(tiles, [*operands, add, fewer, *numbers.values(), builder.sub(count, larger)])
+    builder.ret_void()
 
-    def __init__(self, emit, value, pointers, m, v, exact):
+
+def _emit_tiles(module, name, dtype, mr, nr, exact, constants):
+    """Emit the function that computes `count` tiles of `rows` rows each, one below the other."""
+    kind = _kind(SCALARS[dtype])
+    function = ir.Function(module, ir.FunctionType(kind.return_type, [*kind.args, I64]), name)
+    function.linkage = "internal"
+    function.attributes.add("noinline")  # inlined, it would have each of its cases twice
+    *pointers, add = function.args[: len(kind.args) - len(_INTS)]
+    *numbers, count = function.args[-len(_INTS) - 1 :]
+    value = {n: i64(constants[n]) if n in constants else v for n, v in zip(_INTS, numbers, strict=True)}
+    builder = ir.IRBuilder(function.append_basic_block("entry"))
+    emitter = Emitter(builder, dtype)
+    done = function.append_basic_block("done")
+    vectors = builder.sdiv(builder.add(value["columns"], i64(emitter.lanes - 1)), i64(emitter.lanes))
+    case = builder.add(builder.mul(builder.sub(vectors, i64(1)), i64(mr)), value["rows"])
+    switch = builder.switch(case, done)
+    for v in range(1, nr + 1):
+        for m in range(1, mr + 1):
+            block = function.append_basic_block(f"tile_{m}x{v}")
+            switch.add_case(i64((v - 1) * mr + m), block)
+            builder.position_at_end(block)
+            _Tile(emitter, value, pointers, add, m, v, exact).emit(count)
+            builder.branch(done)
+    builder.position_at_end(done)
+    builder.ret_void()
+    return function
+
+
+class _Tile:
+    """Emits the code of tiles of exactly `m` rows and `v` vectors, of which the last may be partial."""
+
+    def __init__(self, emit, value, pointers, add, m, v, exact):
         self.emitter, self.builder, self.value = emit, emit.builder, value
-        self.a, self.b, self.e, self.c, self.f, self.add = pointers
+        self.pointers, self.add = dict(zip("abec", pointers, strict=True)), add
         self.m, self.v, self.exact = m, v, exact
 
-    def emit(self):
+    def emit(self, count):
+        """Compute `count` tiles, one below the other."""
+        builder, value = self.builder, self.value
+        moving = {n: cgutils.alloca_once_value(builder, self.pointers[n]) for n in _MOVES}
+        with cgutils.for_range(builder, count):
+            here = {n: builder.load(p) for n, p in moving.items()}
+            self.a, self.b, self.e, self.c = (here.get(n, self.pointers[n]) for n in "abec")
+            self._emit_one()
+            for n, p in moving.items():
+                builder.store(builder.gep(here[n], [builder.mul(i64(self.m), value[_MOVES[n]])]), p)
+
+    def _emit_one(self):
         """Sum in registers, then add E where asked and store."""
         builder, emit, value = self.builder, self.emitter, self.value
         tail = builder.sub(value["columns"], i64((self.v - 1) * emit.lanes))
@@ -163,7 +212,7 @@ class _Tile:
         for row in self.sums:
             for s in row:
                 builder.store(emit.zero, s)
-        self.ahead = cgutils.alloca_once_value(builder, self.f)
+        self.ahead = cgutils.alloca_once_value(builder, builder.gep(self._row(self.a, self.m), [value["ahead"]]))
         with cgutils.for_range(builder, value["R1"]) as outer, cgutils.for_range(builder, value["R2"]) as inner:
             self._product(self._at("a", outer, inner), self._at("b", outer, inner))
         with builder.if_then(self.add):
@@ -209,7 +258,8 @@ class _Tile:
             b = builder.load(moving)
             columns = [self._load_b(b, j) for j in range(self.v)]
             for g, base in enumerate(bases):
-                address = builder.load(base)
+                # Opaque: the optimiser would derive all rows from one, or keep a pointer for each, in memory.
+                address = emit.opaque(builder.load(base))
                 for m in range(3 * g, min(3 * g + 3, self.m)):
                     broadcast = emit.broadcast(self._row(address, m - 3 * g))
                     for j in range(self.v):

@@ -48,7 +48,7 @@ def _gather_dy(g, dy, line, lines, q_0, q_1, channel, channels, scratch, target)
 
 
 @device
-def _multiply(tile, MR, WIDTH, lines, pixels, rows_side, columns_side, parts, c_0, c_m, add):
+def _multiply(tile, WIDTH, lines, pixels, rows_side, columns_side, parts, c_0, c_m, add):
     """Multiply two sides over a block of pixels.
 
     A side is an array, an offset, its pitch from line to line and from pixel to pixel, and how many of its numbers take
@@ -56,21 +56,16 @@ def _multiply(tile, MR, WIDTH, lines, pixels, rows_side, columns_side, parts, c_
     """
     a, a_0, a_line, a_pixel, rows = rows_side
     b, b_0, b_line, b_pixel, columns = columns_side
-    tiles = ceil_div(rows, MR)
     for j in range(0, columns, WIDTH):
-        for t in range(tiles):
-            m_0, m_1 = t * rows // tiles, (t + 1) * rows // tiles
-            c_t = c_0 + m_0 * c_m + j
-            tile_product(
-                tile, m_1 - m_0, min(WIDTH, columns - j), lines, 1, pixels, a, a_0 + m_0, a_line, 0, 1, a_pixel,
-                b, b_0 + j, b_line, 0, b_pixel, add, parts, c_t, c_m, parts, c_t, c_m, 0, parts, c_t, 0,
-            )  # fmt: skip
+        tile_product(
+            tile, rows, min(WIDTH, columns - j), lines, 1, pixels, a, a_0, a_line, 0, 1, a_pixel,
+            b, b_0 + j, b_line, 0, b_pixel, add, parts, c_0 + j, c_m, parts, c_0 + j, c_m, 0, 0, 0,
+        )  # fmt: skip
 
 
 @cache
-def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
-    """Make the kernel for one register tile."""
-    WIDTH = NR * LANES
+def weight_grad(WIDTH: int) -> Kernel:
+    """Make the kernel for register tiles of so many columns."""
 
     def weight_grad(x, dy, parts, bias_parts, scratch, queue, workers, geometry):
         for worker in prange(workers):
@@ -141,7 +136,7 @@ def weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                                     rows_side, columns_side = dy_side, x_side
                                     c_0, c_m = (group * g.dg + d_0) * depth + tap, depth
                                 _multiply(
-                                    g.tile, MR, WIDTH, p_1 - p_0, q_1 - q_0, rows_side, columns_side,
+                                    g.tile, WIDTH, p_1 - p_0, q_1 - q_0, rows_side, columns_side,
                                     parts, piece * g.part + c_0, c_m, add,
                                 )  # fmt: skip
                         add = True

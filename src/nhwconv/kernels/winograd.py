@@ -363,9 +363,8 @@ def _transform_outputs(g, scratch, source, point, tile, tiles, width, bias, y, c
 
 
 @cache
-def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
+def winograd_correlate(WIDTH: int, LANES: int) -> Kernel:
     """Make the kernel of the forward pass, and of one phase of the input gradient."""
-    WIDTH = NR * LANES
 
     def winograd_correlate(x, weights, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
@@ -388,7 +387,6 @@ def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 group, d_1 = rest // blocks_d, d_0 + width_d
                 tile = block * all_tiles // blocks_t
                 tiles = (block + 1) * all_tiles // blocks_t - tile
-                rows = ceil_div(tiles, MR)
                 m_apart = _apart(tiles * width_d, LANES)
                 for block_k in range(blocks_k):
                     k, channels = _channel_block(block_k, g.cg, g.block_k, LANES)
@@ -408,15 +406,13 @@ def winograd_correlate(MR: int, NR: int, LANES: int) -> Kernel:
                                 g, weights, source, g.cg * width, scratch, s_u, u_apart, channels * width
                             )
                         for point in range(points):
-                            for r in range(rows):
-                                t_0, t_1 = r * tiles // rows, (r + 1) * tiles // rows
-                                m_0 = s_m + point * m_apart + t_0 * width_d + j - d_0
-                                tile_product(
-                                    g.tile, t_1 - t_0, min(WIDTH, d_1 - j), 1, 1, channels,
-                                    scratch, s_v + point * v_apart + t_0 * channels, 0, 0, channels, 1,
-                                    u, u_0 + point * u_apart, 0, 0, width,
-                                    k > 0, scratch, m_0, width_d, scratch, m_0, width_d, 0, scratch, s_v, 0,
-                                )  # fmt: skip
+                            m_0 = s_m + point * m_apart + j - d_0
+                            tile_product(
+                                g.tile, tiles, min(WIDTH, d_1 - j), 1, 1, channels,
+                                scratch, s_v + point * v_apart, 0, 0, channels, 1,
+                                u, u_0 + point * u_apart, 0, 0, width,
+                                k > 0, scratch, m_0, width_d, scratch, m_0, width_d, 0, 0, 0,
+                            )  # fmt: skip
                 _transform_outputs(g, scratch, s_m, m_apart, tile, tiles, width_d, bias, y, group * g.dg + d_0)
 
     return kernel(winograd_correlate)
@@ -447,9 +443,8 @@ def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target, p
 
 
 @cache
-def winograd_weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
+def winograd_weight_grad(WIDTH: int, LANES: int) -> Kernel:
     """Make the kernel of the weight gradient: ``m_h x m_w`` is the kernel, ``r_h x r_w`` a tile of dy."""
-    WIDTH = NR * LANES
 
     def winograd_weight_grad(x, dy, parts, scratch, queue, workers, geometry):
         for worker in prange(workers):
@@ -469,7 +464,7 @@ def winograd_weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                 (k_0, k), rest = _channel_block(rest % blocks_k, g.cg, g.block_k, LANES), rest // blocks_k
                 group, piece = rest % g.groups, rest // g.groups
                 first, last = piece * all_tiles // g.slices, (piece + 1) * all_tiles // g.slices
-                blocks_t, rows = ceil_div(last - first, g.block_t), ceil_div(d, MR)
+                blocks_t = ceil_div(last - first, g.block_t)
                 m_apart = _apart(d * k, LANES)
                 for block in range(blocks_t):
                     tile = first + block * (last - first) // blocks_t
@@ -479,15 +474,13 @@ def winograd_weight_grad(MR: int, NR: int, LANES: int) -> Kernel:
                     _transform_filters(g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy, dy_apart)
                     for point in range(points):
                         for j in range(0, k, WIDTH):
-                            for r in range(rows):
-                                m_0, m_1 = r * d // rows, (r + 1) * d // rows
-                                c_0 = s_m + point * m_apart + m_0 * k + j
-                                tile_product(
-                                    g.tile, m_1 - m_0, min(WIDTH, k - j), 1, 1, tiles,
-                                    scratch, s_dy + point * dy_apart + m_0, 0, 0, 1, d,
-                                    scratch, s_v + point * v_apart + j, 0, 0, k,
-                                    block > 0, scratch, c_0, k, scratch, c_0, k, 0, scratch, s_v, 0,
-                                )  # fmt: skip
+                            c_0 = s_m + point * m_apart + j
+                            tile_product(
+                                g.tile, d, min(WIDTH, k - j), 1, 1, tiles,
+                                scratch, s_dy + point * dy_apart, 0, 0, 1, d,
+                                scratch, s_v + point * v_apart + j, 0, 0, k,
+                                block > 0, scratch, c_0, k, scratch, c_0, k, 0, 0, 0,
+                            )  # fmt: skip
                 for m in range(d):
                     target = piece * g.part + ((group * g.dg + d_0 + m) * g.m_h * g.m_w) * g.cg + k_0
                     transform(

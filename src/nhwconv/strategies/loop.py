@@ -128,13 +128,20 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
     )  # fmt: skip
 
 
+def _narrow_tile(itemsize: int, dg: int, q: int, depth: int) -> tuple[int, int, float]:
+    """Return (MR, NR) of `correlate_narrow` for ``dg`` channels and ``q`` pixels, and the cycles of a row."""
+    lanes = machine.lanes(itemsize)
+    tiles = [(mr, nr, _tile_cycles(dg, q, depth, mr, nr, lanes)) for mr, nr in narrow_tiles(itemsize)]
+    return min(tiles, key=lambda tile: tile[2])
+
+
 def _narrow(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int], bias: bool) -> Array:
     """Return the geometry of `correlate_narrow`: pixels on the vectors."""
     itemsize = problem.dtype.itemsize
     lanes = machine.lanes(itemsize)
     cg, dg, p, q = (sides[name] for name in ("cg", "dg", "p", "q"))
     depth = rows.taps * columns.taps * cg
-    mr, nr = min(narrow_tiles(itemsize), key=lambda tile: _tile_cycles(dg, q, depth, tile[0], tile[1], lanes))
+    mr, nr, _ = _narrow_tile(itemsize, dg, q, depth)
     # An odd number of vectors, so that the same pixels of all channels spread over the cache's sets.
     pitch = (math.ceil((q + max(columns.taps - 1, 0) * columns.dilation) / lanes) + 1 | 1) * lanes
     reach = (rows.taps - 1) * rows.dilation + 1
@@ -147,7 +154,7 @@ def _narrow(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, in
             "block_p": block_p, "pitch": pitch, "s_sums": s_sums, "scratch": s_sums + dg * pitch,
             **_sums(rows.taps, columns.taps, cg), "add_bias": bias,
             "tasks": problem.n * problem.groups * math.ceil(p / block_p),
-            "tile": column_tile(problem.dtype.name, mr, nr), "mr": mr, "width": nr * lanes,
+            "tile": column_tile(problem.dtype.name, mr, nr), "width": nr * lanes,
         }
     )  # fmt: skip
 
@@ -292,7 +299,7 @@ class Loop:
             g = step.geometry[0]
             depth = g["R"] * g["Q"] * g["cg"]
             if step.make is correlate_narrow:
-                cycles = _tile_cycles(g["dg"], g["q"], depth, g["mr"], g["width"] // lanes, lanes)
+                *_, cycles = _narrow_tile(problem.dtype.itemsize, g["dg"], g["q"], depth)
                 cycles += g["q"] * (g["cg"] + g["dg"])  # x and y turned
             else:
                 cycles = _tile_cycles(g["q"], g["dg"], depth, mr, nr, lanes)
@@ -323,14 +330,14 @@ class Loop:
         self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
     ) -> None:
         """Multiply dy and x over all pixels."""
-        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+        _, nr, lanes = tile_shape(problem.dtype.itemsize)
         workers = machine.workers(problem.flops)
         product, total = _weight_grad_steps(problem, accumulate)
         x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
         scratch = arrays.empty((_scratch(product) * workers,), problem.dtype)
         parts = dw if total is None else arrays.empty((_parts(product),), problem.dtype)
         sums = bias.parts(int(product["slices"][0]), db, problem.dtype)
-        weight_grad(mr, nr, lanes).run(x, dy, parts, sums.reshape(-1), scratch, geometry=product, workers=workers)
+        weight_grad(nr * lanes).run(x, dy, parts, sums.reshape(-1), scratch, geometry=product, workers=workers)
         if db is not None:
             bias.store(sums, db, accumulate)
         if total is not None:

@@ -276,7 +276,7 @@ class Winograd:
         y: Array,
         pack: Callable[[int, int], Kernel],
     ) -> None:
-        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+        _, nr, lanes = tile_shape(problem.dtype.itemsize)
         workers = machine.workers(problem.flops)
         x, w, y = x.reshape(-1), w.reshape(-1), y.reshape(-1)
         packed = arrays.empty((max(s.packed for s in steps),), problem.dtype)
@@ -288,7 +288,7 @@ class Winograd:
             if step.shared:
                 weights = transformed
                 winograd_weights(nr * lanes, lanes).run(packed, weights, geometry=step.geometry, workers=workers)
-            winograd_correlate(mr, nr, lanes).run(
+            winograd_correlate(nr * lanes, lanes).run(
                 x, weights, y if b is None else b, y, scratch, geometry=step.geometry, workers=workers
             )
 
@@ -298,14 +298,14 @@ class Winograd:
         """Correlate x with dy, tile by tile, and add the slices."""
         if db is not None:
             bias_grad(dy.reshape(-1, problem.d), db, accumulate)
-        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+        _, nr, lanes = tile_shape(problem.dtype.itemsize)
         workers = machine.workers(problem.flops)
         product, total = _weight_grad_steps(problem, accumulate)
         # One slice needs no sum.
         direct = product["slices"][0] == 1 and not accumulate
         parts = dw if direct else arrays.empty((int(product["slices"][0] * product["part"][0]),), problem.dtype)
         scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
-        winograd_weight_grad(mr, nr, lanes).run(
+        winograd_weight_grad(nr * lanes, lanes).run(
             x.reshape(-1), dy.reshape(-1), parts.reshape(-1), scratch, geometry=product, workers=workers
         )
         if not direct:
