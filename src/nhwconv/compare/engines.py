@@ -10,9 +10,10 @@ import importlib.util
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from time import perf_counter
@@ -119,7 +120,8 @@ class EngineProcess:
             context = multiprocessing.get_context("spawn")  # a fork would inherit Numba's threads, dead
             self._pipe, there = context.Pipe()
             self._process = context.Process(target=_serve, args=(self._build, self._environment, there), daemon=True)
-            self._process.start()
+            with _all_processors():
+                self._process.start()
             there.close()
         assert self._process is not None
         try:
@@ -131,6 +133,23 @@ class EngineProcess:
         if isinstance(answer, str):
             raise EngineError(answer)
         return answer
+
+
+@contextmanager
+def _all_processors() -> Iterator[None]:
+    """Let a process that starts here use the processors of all threads of this one.
+
+    OpenMP may have bound this thread to a single processor, and a new process inherits that.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    here = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, here.union(*(os.sched_getaffinity(int(t)) for t in os.listdir("/proc/self/task"))))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, here)
 
 
 def _serve(build: Build, environment: dict[str, str], pipe: Connection) -> None:
@@ -188,6 +207,6 @@ def _same(result: Array) -> Array:
 def first_call_in_new_process(problem: ConvProblem, pass_: Pass, strategy: str) -> float:
     """Return how much longer a strategy's first call takes than the second, in a process with nothing compiled."""
     with tempfile.TemporaryDirectory() as folder:
-        empty = {"NHWCONV_CACHE_DIR": folder, "NUMBA_CACHE_DIR": folder}
+        empty = {"NHWCONV_CACHE_DIR": folder}
         with EngineProcess(_Strategy(strategy), empty) as process:
             return process.begin(problem, pass_)[1]
