@@ -56,7 +56,9 @@ def test_the_plots_are_drawn(browser: Browser, report: Path) -> None:
         box = page.locator(f"#plot-{index} .main-svg").first.bounding_box()
         assert box is not None
         assert box["width"] > 600
-    assert page.locator("#plot-1 .ytick text").all_text_contents() == list(LAYERS)
+    ticks = page.locator("#plot-1 .ytick text").all()
+    from_the_top = sorted(ticks, key=lambda tick: (tick.bounding_box() or {"y": 0.0})["y"])
+    assert [tick.text_content() for tick in from_the_top] == list(LAYERS)
 
 
 def number(page: Page, name: str) -> int:

@@ -8,6 +8,7 @@ moves more.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from time import perf_counter
@@ -20,7 +21,7 @@ from ..kernels.limits import LIMIT_COPY, LIMIT_TILES, copy_blocks, multiply_add,
 from ..kernels.tile import panel_tile, register_tile
 from ..problem import ConvProblem
 
-__all__ = ["Roofline", "measure"]
+__all__ = ["Roofline", "measure", "peak_call"]
 
 #: Products of one run, whose A and B take at most half of the smallest L1 there is, and how often a tile runs.
 STEPS, RUNS = 64, 512
@@ -82,6 +83,12 @@ def measure(dtype: np.dtype[Any]) -> Roofline:
 
 @cache
 def _peak(dtype: np.dtype[Any], threads: int) -> float:
+    call, flops = peak_call(dtype, threads)
+    return flops / _best(call)
+
+
+def peak_call(dtype: np.dtype[Any], threads: int) -> tuple[Callable[[], None], int]:
+    """Return a call of the micro-kernel on operands in L1, eight tasks a thread, and its floating-point operations."""
     mr, nr = register_tile(dtype.itemsize)
     columns = nr * machine.lanes(dtype.itemsize)
     a, b = (arrays.empty((size * STEPS,), dtype) for size in (mr, columns))
@@ -90,7 +97,7 @@ def _peak(dtype: np.dtype[Any], threads: int) -> float:
     values = {"rows": mr, "columns": columns, "steps": STEPS, "runs": RUNS, "tasks": 8 * threads}
     geometry = LIMIT_TILES.record({**values, "tile": panel_tile(dtype.name, mr, nr)})
     flops = 2 * math.prod((mr, columns, STEPS, RUNS, 8 * threads))
-    return flops / _best(lambda: multiply_add().run(a, b, c, geometry=geometry, workers=threads))
+    return lambda: multiply_add().run(a, b, c, geometry=geometry, workers=threads), flops
 
 
 @cache
@@ -105,7 +112,7 @@ def _bandwidth(threads: int) -> float:
     return max(STREAM / reading, 2 * STREAM / copying)
 
 
-def _best(call: Any) -> float:
+def _best(call: Callable[[], None]) -> float:
     """Return the seconds of the fastest call, after one that compiles."""
     call()
     best, end = math.inf, perf_counter() + SECONDS
