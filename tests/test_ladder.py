@@ -21,7 +21,7 @@ def test_every_rung_is_right_and_timed(layer: str, winograd: int, tmp_path: Path
     assert (done.returncode, done.stderr) == (0, "")
     for rung in ("article's tensordot", "plain loops", "parallel loops", "reordered loops", "im2col", "register tiles"):
         assert done.stdout.count(rung) == 2
-    assert done.stdout.count(" Winograd ") == winograd
+    assert done.stdout.count("│ Winograd ") == winograd
     assert ("not for Winograd" in done.stdout) == (winograd == 0)
     assert picture.read_bytes().startswith(b"\x89PNG")
 
