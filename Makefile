@@ -4,6 +4,7 @@ PYTHON  ?= python3
 MACHINE ?= $(shell uname -n)
 BASE    ?= main
 COMMIT  ?= HEAD
+BENCH   ?= ^(?!.*cold)
 VENV    := .venv
 BIN     := $(VENV)/bin
 # OpenBLAS takes another CPU's kernels where this is set, and timings of im2col and tensordot would mean little.
@@ -32,10 +33,10 @@ build: $(VENV)/with-dev  ## a wheel and a source distribution in dist/
 	rm -rf dist
 	$(BIN)/python -m build
 
-bench: $(VENV)/with-bench  ## run the asv benchmarks once on this checkout, keeping no times; ARGS goes to asv run
+bench: $(VENV)/with-bench  ## run the asv benchmarks once on this checkout, keeping no times: those that match BENCH
 	$(BIN)/asv machine --yes
 	mkdir -p .asv && sed 's|"benchmarks/results"|".asv/quick"|' asv.conf.json > .asv.quick.json
-	$(TIMED) $(BIN)/asv run --config .asv.quick.json --python=same --dry-run -a rounds=1 -a repeat=5 -b '^(?!.*cold)' $(ARGS); \
+	$(TIMED) $(BIN)/asv run --config .asv.quick.json --python=same --dry-run -a rounds=1 -a repeat=5 -b '$(BENCH)' $(ARGS); \
 		status=$$?; rm -f .asv.quick.json; exit $$status
 
 bench-compare: $(VENV)/with-bench  ## compare this commit with BASE; fails where it is slower; ARGS goes to asv continuous
