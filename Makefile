@@ -2,13 +2,16 @@
 
 PYTHON  ?= python3
 MACHINE ?= $(shell uname -n)
+BASE    ?= main
+COMMIT  ?= HEAD
+BENCH   ?= ^(?!.*cold)
 VENV    := .venv
 BIN     := $(VENV)/bin
 # OpenBLAS takes another CPU's kernels where this is set, and timings of im2col and tensordot would mean little.
 TIMED   := env -u OPENBLAS_CORETYPE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build bench bench-record dashboard clean
+.PHONY: help demo test lint build bench bench-compare bench-record dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,20 +33,23 @@ build: $(VENV)/with-dev  ## a wheel and a source distribution in dist/
 	rm -rf dist
 	$(BIN)/python -m build
 
-bench: $(VENV)/with-dev  ## run the asv benchmarks once on this checkout, keeping no times
+bench: $(VENV)/with-bench  ## run the asv benchmarks once on this checkout, keeping no times: those that match BENCH
 	$(BIN)/asv machine --yes
 	mkdir -p .asv && sed 's|"benchmarks/results"|".asv/quick"|' asv.conf.json > .asv.quick.json
-	$(TIMED) $(BIN)/asv run --config .asv.quick.json --python=same --dry-run -a rounds=1 -a repeat=5 -b '^(?!.*cold)'; \
+	$(TIMED) $(BIN)/asv run --config .asv.quick.json --python=same --dry-run -a rounds=1 -a repeat=5 -b '$(BENCH)' $(ARGS); \
 		status=$$?; rm -f .asv.quick.json; exit $$status
 
-bench-record: $(VENV)/with-dev  ## record the benchmarks of the last commit in benchmarks/results, as MACHINE
+bench-compare: $(VENV)/with-bench  ## compare this commit with BASE; fails where it is slower; ARGS goes to asv continuous
 	$(BIN)/asv machine --yes
-	$(BIN)/asv machine --machine $(MACHINE)
-	$(TIMED) $(BIN)/asv run --machine $(MACHINE) --show-stderr "HEAD^!"
+	$(TIMED) $(BIN)/asv continuous --factor 1.1 --split --show-stderr $(ARGS) $(BASE) HEAD
 
-dashboard: $(VENV)/with-dev  ## build the asv dashboard and serve it
-	$(BIN)/asv publish
-	$(BIN)/asv preview
+bench-record: $(VENV)/with-bench  ## record the benchmarks of COMMIT in benchmarks/results, as MACHINE; ARGS goes to asv run
+	$(BIN)/asv machine --yes
+	$(BIN)/asv machine --machine $(MACHINE) --yes
+	$(TIMED) $(BIN)/asv run --machine $(MACHINE) --show-stderr $(ARGS) "$(COMMIT)^!"
+
+dashboard: $(VENV)/with-bench  ## publish what is recorded as a dashboard, serve it and print its address
+	$(BIN)/python tools/dashboard.py
 
 clean:  ## remove the environment and all that was built
 	rm -rf $(VENV) build dist src/*.egg-info .asv .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,10 +1,10 @@
-"""Three rungs of one ladder: the article's tensordot, loops compiled by Numba as anyone would write them, nhwconv.
+"""Seven rungs of one ladder, from the article's tensordot to Winograd's fewer multiplications.
 
 Each rung computes the same two passes, the forward pass and the gradient of weights and bias. Each is checked against
-float64 before it is timed, so that a wrong answer never looks fast. Run it, then read it:
+float64 before it is timed, so that a wrong answer never looks fast. Run it, then read it; docs/ladder.md goes with it:
 
     python examples/ladder.py
-    python examples/ladder.py --layer n8h28w28c128d128k3
+    python examples/ladder.py --layer n8h28w28c128d128k3 --out ladder.png
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -23,6 +24,7 @@ from rich.table import Table
 
 import nhwconv as nc
 from nhwconv.problem import ConvProblem
+from nhwconv.strategies import REGISTRY
 from nhwconv.workloads import make_data, parse_layer
 
 Array = npt.NDArray[Any]
@@ -57,15 +59,57 @@ def tensordot_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array
 
 
 # ------------------------------------------------------------------------------------ rung 2: plain loops in Numba
-# Nothing is copied, and all cores work. But every multiplication loads its operands from cache and most of them store
-# a sum there again, so the processor waits for loads and stores while its multipliers idle. The forward pass is worse
-# off: its sum over channels has one accumulator, each addition waits for the one before, and a compiler may not
-# reorder a sum of floats into vectors.
+# Nothing is copied. But every multiplication loads its operands from cache, and one core works. The forward pass has
+# one accumulator: each addition waits for the one before, and a compiler may not reorder a sum of floats into vectors.
+
+
+@njit
+def naive_forward(x: Array, w: Array, b: Array) -> Array:
+    """Add up each output by itself."""
+    n, (d, kh, kw, c) = x.shape[0], w.shape
+    oh, ow = x.shape[1] - kh + 1, x.shape[2] - kw + 1
+    y = np.empty((n, oh, ow, d), x.dtype)
+    for i in range(n):
+        for p in range(oh):
+            for q in range(ow):
+                for k in range(d):
+                    total = b[k]
+                    for h in range(kh):
+                        for v in range(kw):
+                            for m in range(c):
+                                total += x[i, p + h, q + v, m] * w[k, h, v, m]
+                    y[i, p, q, k] = total
+    return y
+
+
+@njit
+def naive_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Array]:
+    """Add up each element of the gradient by itself."""
+    n, oh, ow, d = eta.shape
+    c = x.shape[3]
+    grad_w, grad_b = np.zeros((d, kh, kw, c), x.dtype), np.zeros(d, x.dtype)
+    for k in range(d):
+        for i in range(n):
+            for p in range(oh):
+                for q in range(ow):
+                    grad_b[k] += eta[i, p, q, k]
+        for h in range(kh):
+            for v in range(kw):
+                for m in range(c):
+                    for i in range(n):
+                        for p in range(oh):
+                            for q in range(ow):
+                                grad_w[k, h, v, m] += eta[i, p, q, k] * x[i, p + h, q + v, m]
+    return grad_w, grad_b
+
+
+# ------------------------------------------------------------------------------------------ rung 3: all cores
+# The same loops; the outermost is shared out, so that no two threads add to one sum.
 
 
 @njit(parallel=True)
-def loops_forward(x: Array, w: Array, b: Array) -> Array:
-    """Add up each output by itself; threads share out the rows of y."""
+def parallel_forward(x: Array, w: Array, b: Array) -> Array:
+    """Share out the rows of y."""
     n, (d, kh, kw, c) = x.shape[0], w.shape
     oh, ow = x.shape[1] - kh + 1, x.shape[2] - kw + 1
     y = np.empty((n, oh, ow, d), x.dtype)
@@ -83,8 +127,54 @@ def loops_forward(x: Array, w: Array, b: Array) -> Array:
 
 
 @njit(parallel=True)
-def loops_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Array]:
-    """Add each pixel's share to the gradient; threads share out the output channels, so that no two add to one sum."""
+def parallel_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Array]:
+    """Share out the output channels."""
+    n, oh, ow, d = eta.shape
+    c = x.shape[3]
+    grad_w, grad_b = np.zeros((d, kh, kw, c), x.dtype), np.zeros(d, x.dtype)
+    for k in prange(d):
+        for i in range(n):
+            for p in range(oh):
+                for q in range(ow):
+                    grad_b[k] += eta[i, p, q, k]
+        for h in range(kh):
+            for v in range(kw):
+                for m in range(c):
+                    for i in range(n):
+                        for p in range(oh):
+                            for q in range(ow):
+                                grad_w[k, h, v, m] += eta[i, p, q, k] * x[i, p + h, q + v, m]
+    return grad_w, grad_b
+
+
+# ---------------------------------------------------------------------------------- rung 4: the innermost loop last
+# The innermost loop runs over numbers that lie side by side and are summed apart: a compiler turns it into vectors
+# without reordering any sum. But each multiply-add still loads a sum from cache and stores it there again.
+
+
+@njit(parallel=True)
+def reordered_forward(x: Array, w: Array, b: Array) -> Array:
+    """Add to all output channels of a pixel at once, with the weights as ``(kh, kw, c, d)``."""
+    n, (d, kh, kw, c) = x.shape[0], w.shape
+    oh, ow = x.shape[1] - kh + 1, x.shape[2] - kw + 1
+    turned = w.transpose(1, 2, 3, 0).copy()
+    y = np.empty((n, oh, ow, d), x.dtype)
+    for p in prange(oh):
+        for i in range(n):
+            for q in range(ow):
+                for k in range(d):
+                    y[i, p, q, k] = b[k]
+                for h in range(kh):
+                    for v in range(kw):
+                        for m in range(c):
+                            for k in range(d):
+                                y[i, p, q, k] += x[i, p + h, q + v, m] * turned[h, v, m, k]
+    return y
+
+
+@njit(parallel=True)
+def reordered_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Array]:
+    """Add to all input channels of a kernel position at once."""
     n, oh, ow, d = eta.shape
     c = x.shape[3]
     grad_w, grad_b = np.zeros((d, kh, kw, c), x.dtype), np.zeros(d, x.dtype)
@@ -100,51 +190,107 @@ def loops_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Ar
     return grad_w, grad_b
 
 
-# ------------------------------------------------------------------------------------------- rung 3: nhwconv's loop
-# The same loops around a micro-kernel: a tile of sums stays in vector registers for the whole of a long sum, so each
-# number that is loaded is multiplied with many others before it is let go.
+# ------------------------------------------------------------------------------------------------- rung 5: im2col
+# Every window of x is copied into a row of one matrix, and BLAS, whose inner loops hold sums in registers, does the
+# rest in one product. The copies are kh * kw times as large as x.
 
 
-def package_forward(x: Array, w: Array, b: Array) -> Array:
-    """Call the strategy "loop"; "auto" may know a faster one."""
-    return nc.conv2d(x, w, b, strategy="loop")
+def patches(x: Array, kh: int, kw: int) -> Array:
+    """Return the window of each output pixel as a row: ``(pixels, kh * kw * c)``."""
+    windows = np.lib.stride_tricks.sliding_window_view(x, (kh, kw), (1, 2))  # (n, oh, ow, c, kh, kw)
+    return windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, kh * kw * x.shape[3])
 
 
-def package_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Array]:
-    """Call the strategy "loop"; "auto" may know a faster one."""
-    return nc.conv2d_weight_grad(x, eta, (kh, kw), strategy="loop"), nc.conv2d_bias_grad(eta)
+def im2col_forward(x: Array, w: Array, b: Array) -> Array:
+    """Multiply the patches with the kernels."""
+    d, kh, kw, _ = w.shape
+    y = patches(x, kh, kw) @ w.reshape(d, -1).T + b
+    return y.reshape(x.shape[0], x.shape[1] - kh + 1, x.shape[2] - kw + 1, d)
+
+
+def im2col_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Array]:
+    """Multiply the gradient with the patches: a sum over all pixels."""
+    flat = eta.reshape(-1, eta.shape[3])
+    grad_w = flat.T @ patches(x, kh, kw)
+    return grad_w.reshape(eta.shape[3], kh, kw, x.shape[3]), flat.sum(0)
+
+
+# ------------------------------------------------------------------------------- rungs 6 and 7: nhwconv's strategies
+# "loop": the loops of rung 4 around a micro-kernel. A tile of sums stays in vector registers for the whole of a long
+# sum, so each number that is loaded is multiplied with many others before it is let go, and nothing is copied out.
+# "winograd": the same micro-kernel on transformed tiles, where a 3 x 3 kernel needs a quarter of the multiplications.
+
+
+def package(strategy: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return the two passes with one strategy; "auto" would take the faster."""
+
+    def forward(x: Array, w: Array, b: Array) -> Array:
+        return nc.conv2d(x, w, b, strategy=strategy)
+
+    def weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Array]:
+        return nc.conv2d_weight_grad(x, eta, (kh, kw), strategy=strategy), nc.conv2d_bias_grad(eta)
+
+    return forward, weight_grad
 
 
 # ------------------------------------------------------------------------------------------------------- the ladder
 
 RUNGS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "article's tensordot": (tensordot_forward, tensordot_weight_grad),
-    "plain Numba loops": (loops_forward, loops_weight_grad),
-    "nhwconv's loop": (package_forward, package_weight_grad),
+    "plain loops": (naive_forward, naive_weight_grad),
+    "parallel loops": (parallel_forward, parallel_weight_grad),
+    "reordered loops": (reordered_forward, reordered_weight_grad),
+    "im2col": (im2col_forward, im2col_weight_grad),
+    "register tiles": package("loop"),
+    "Winograd": package("winograd"),
 }
 
+#: For each pass, each rung's GFLOP/s.
+Speeds = dict[str, dict[str, float]]
 
-def climb(problem: ConvProblem, console: Console) -> Table:
-    """Check and time every rung in both passes."""
+
+def climb(problem: ConvProblem, console: Console) -> Speeds:
+    """Check and time every rung in both passes, and print them as a table."""
     x, w, b, eta = make_data(problem)
-    table = Table("pass", "rung", title=str(problem), caption=f"{problem.flops / 1e9:.2f} GFLOP a pass")
+    able = [pass_ for pass_ in ("forward", "weight_grad") if REGISTRY["winograd"].supports(problem, pass_) is None]
+    rungs = {name: functions for name, functions in RUNGS.items() if name != "Winograd" or len(able) == 2}
+    caption = f"{problem.flops / 1e9:.2f} GFLOP a pass" + ("" if len(able) == 2 else "; not for Winograd")
+    table = Table("pass", "rung", title=str(problem), caption=caption)
     for name in ("ms", "GFLOP/s", "speed-up", "l2 error"):
         table.add_column(name, justify="right")
-    for index, (pass_, arguments) in enumerate(
-        (("forward", (x, w, b)), ("dw and db", (x, eta, problem.kh, problem.kw)))
-    ):
+    passes = {"forward": (x, w, b), "dw and db": (x, eta, problem.kh, problem.kw)}
+    speeds: Speeds = {pass_: {} for pass_ in passes}
+    for index, (pass_, arguments) in enumerate(passes.items()):
         exact = tensordot_in_float64(index, arguments)
-        article = None
-        for name, functions in RUNGS.items():
+        for name, functions in rungs.items():
             with console.status(f"{pass_}: {name}"):
                 error = check(name, functions[index](*arguments), exact, problem)
                 seconds = fastest(functions[index], arguments)
-            label, article = (pass_, seconds) if article is None else ("", article)
-            speed = problem.flops / seconds / 1e9
-            cells = (f"{seconds * 1e3:.2f}", f"{speed:.1f}", f"{article / seconds:.1f}", f"{error:.0e}")
-            table.add_row(label, name, *cells)
+            own = speeds[pass_]
+            own[name] = problem.flops / seconds / 1e9
+            gain = own[name] / own["article's tensordot"]
+            cells = (f"{seconds * 1e3:.2f}", f"{own[name]:.1f}", f"{gain:.2f}", f"{error:.0e}")
+            table.add_row(pass_ if len(own) == 1 else "", name, *cells)
         table.add_section()
-    return table
+    console.print(table)
+    return speeds
+
+
+def draw(speeds: Speeds, title: str, file: Path) -> None:
+    """Draw the ladder: a bar for each rung and pass."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    for index, (pass_, own) in enumerate(speeds.items()):
+        places = [place + 0.4 * index for place in range(len(own))]
+        bars = axes.barh(places, list(own.values()), 0.38, label=pass_)
+        axes.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
+    axes.set_yticks([place + 0.2 for place in range(len(own))], list(own))
+    axes.invert_yaxis()
+    axes.set(xlabel="GFLOP/s, as a direct convolution counts", title=title)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(file, dpi=120)
 
 
 def tensordot_in_float64(index: int, arguments: tuple[Any, ...]) -> Any:
@@ -164,7 +310,7 @@ def check(name: str, got: Any, exact: Any, problem: ConvProblem) -> float:
     return error
 
 
-def fastest(function: Callable[..., Any], arguments: tuple[Any, ...], seconds: float = 1.0) -> float:
+def fastest(function: Callable[..., Any], arguments: tuple[Any, ...], seconds: float = 0.5) -> float:
     """Return the time of the fastest call within so many seconds; everything has been compiled by `check`'s call."""
     times: list[float] = []
     end = perf_counter() + seconds
@@ -179,6 +325,7 @@ def main() -> None:
     """Climb the ladder on one layer."""
     parser = argparse.ArgumentParser(description="From the article's tensordot to nhwconv, checked and timed.")
     parser.add_argument("--layer", default=LAYER, help="in the notation of nhwconv.workloads (default: %(default)s)")
+    parser.add_argument("--out", type=Path, help="draw the ladder into this file")
     arguments = parser.parse_args()
     try:
         layer = parse_layer(arguments.layer)
@@ -187,7 +334,9 @@ def main() -> None:
     if any(layer.options[name] not in ((1, 1), (0, 0), 1) for name in layer.options):
         parser.error("these few lines know neither stride, padding, dilation nor groups; leave s, p, l and g out")
     console = Console()
-    console.print(climb(layer.problem(), console))
+    speeds = climb(layer.problem(), console)
+    if arguments.out is not None:
+        draw(speeds, str(layer.problem()), arguments.out)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,16 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
-def test_every_rung_is_right_and_timed() -> None:
-    done = run("--layer", "n2h9w8c5d7k3x2")
+@pytest.mark.parametrize(("layer", "winograd"), [("n2h9w8c5d7k3x2", 0), ("n1h8w8c16d16k3", 2)])
+def test_every_rung_is_right_and_timed(layer: str, winograd: int, tmp_path: Path) -> None:
+    picture = tmp_path / "ladder.png"
+    done = run("--layer", layer, "--out", str(picture))
     assert (done.returncode, done.stderr) == (0, "")
-    for rung in ("article's tensordot", "plain Numba loops", "nhwconv's loop"):
+    for rung in ("article's tensordot", "plain loops", "parallel loops", "reordered loops", "im2col", "register tiles"):
         assert done.stdout.count(rung) == 2
+    assert done.stdout.count("│ Winograd ") == winograd
+    assert ("not for Winograd" in done.stdout) == (winograd == 0)
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

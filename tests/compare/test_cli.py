@@ -1,8 +1,10 @@
 """The command line: what it prints, what it writes, how it ends."""
 
+import csv
 import importlib.metadata
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,7 +29,10 @@ from nhwconv.workloads import parse_layer
 
 SMALL = "n2h9w8c4d6k3p1"
 WIDE = "n2h12w12c64d64k3p1"  # rigged.X and rigged.W
-KEYS = ("layer", "pass", "strategy", "dtype", "seconds", "spread", "gflops", "error", "workspace_bytes", "chosen")
+KEYS = (
+    "layer", "pass", "strategy", "dtype", "seconds", "spread", "median", "gflops", "peak_fraction", "roofline_fraction",
+    "error", "workspace_bytes", "peak_bytes", "compile_seconds", "chosen",
+)  # fmt: skip
 BOUND = {"float32": 1e-5, "float64": 1e-13}  # the package's promise on standard-normal data
 
 
@@ -59,7 +64,12 @@ def test_every_strategy_and_pass_by_default(tmp_path: Path) -> None:
         assert row["spread"] >= 0
         assert row["gflops"] == pytest.approx(problem.flops / row["seconds"] / 1e9)
         assert 0 < row["error"] < BOUND["float32"]
+        assert row["seconds"] <= row["median"] <= row["seconds"] + row["spread"]
+        assert 0 < row["peak_fraction"] <= 1.1
+        assert row["roofline_fraction"] >= 0.999 * row["peak_fraction"]  # the roofline is at most the peak
         assert row["workspace_bytes"] >= 0
+        assert row["peak_bytes"] >= 0
+        assert row["compile_seconds"] >= 0
     for pass_ in PASSES:
         chosen = [row["strategy"] for row in rows if row["pass"] == pass_ and row["chosen"]]
         assert chosen == [nc.plan(pass_, (2, 9, 8, 4), (6, 3, 3, 4), padding=1).strategy]
@@ -78,16 +88,17 @@ def test_the_table_names_what_was_asked_for() -> None:
         [SMALL, "weight_grad"],
     ]
     assert "float64" in result.output
-    assert sum("GFLOP/s" in line for line in lines) == 2
+    assert sum("GFLOP/s peak roof" in line for line in lines) == 2
+    assert re.search(r"^100% is \d+ GFLOP/s of float64 and \d+ GB/s, measured with \d+ threads$", lines[-1])
     rows = [line.split() for line in lines if line.startswith((" tensordot", " loop"))]
     assert [row[0] for row in rows] == ["tensordot", "loop"] * 2
-    assert all(float(row[4]) < BOUND["float64"] for row in rows)
+    assert all(float(row[7]) < BOUND["float64"] for row in rows)
 
 
 def test_the_planners_choice_is_marked() -> None:
     result = run("compare", "--layer", SMALL, "--pass", "weight_grad", "--seconds", "0.01")
     assert result.exit_code == 0, result.output
-    marked = [line.split()[0] for line in result.output.splitlines() if line.rstrip().endswith(" auto")]
+    marked = [line.split()[0] for line in result.output.splitlines() if " auto" in line]
     assert marked == [nc.plan("weight_grad", (2, 9, 8, 4), (6, 3, 3, 4), padding=1).strategy]
 
 
@@ -130,6 +141,10 @@ def test_a_strategy_that_refuses_is_told_with_its_reason(monkeypatch: pytest.Mon
         (["--seconds", "0"], "--seconds is 0.0, expected more than 0"),
         (["--seconds", "nan"], "--seconds is nan, expected more than 0"),
         (["--only", "zzz"], 'no layer has "zzz" in its name, expected one of lenet5.1, lenet5.2'),
+        (["--against", "troch"], 'there is no peer "troch", expected one of torch, jax; did you mean "torch"?'),
+        (["--threads", "0"], "--threads is 0: The number of threads must be between 1 and "),
+        (["--csv", "no/such/folder/rows.csv"], "--csv no/such/folder/rows.csv: No such file or directory"),
+        (["--report", "no/such/folder/r.html"], "--report no/such/folder/r.html: No such file or directory"),
         (["--json", "no/such/folder/rows.json"], "--json no/such/folder/rows.json: No such file or directory"),
         (["--json", "."], "is not a regular file"),
         (["--layer", "n1h4000000w4000000c1d1k1"], "would have 1.6e+13 elements, expected at most 1.0e+12"),
@@ -182,6 +197,40 @@ def test_nothing_compiled_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(comparison.steps(0.01))) == comparison.step_count
     assert comparison.rows()[0].seconds < 0.1
     assert comparison.rows()[0].spread < 0.1
+
+
+def test_csv_has_the_rows_of_json(tmp_path: Path) -> None:
+    files = {form: tmp_path / f"rows.{form}" for form in ("json", "csv")}
+    outputs = [word for form, file in files.items() for word in (f"--{form}", str(file))]
+    result = run("compare", "--layer", SMALL, "--pass", "forward", "--seconds", "0.01", *outputs)
+    assert result.exit_code == 0, result.output
+    with files["csv"].open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    assert rows == [{k: str(v) for k, v in row.items()} for row in json.loads(files["json"].read_text())]
+
+
+def test_measured_memory_is_the_calls_own(tmp_path: Path) -> None:
+    """The reference pads x and copies windows: at least the padded x, at most all that its plan tells, and a little."""
+    file = tmp_path / "rows.json"
+    layer = "n4h40w40c32d32k3p1"
+    result = run("compare", "--layer", layer, "--strategies", "tensordot", "--pass", "forward", "--seconds", "0.01",
+                 "--json", str(file))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    (row,) = json.loads(file.read_text())
+    assert 4 * 42 * 42 * 32 * 4 < row["peak_bytes"] < row["workspace_bytes"] + 2**16
+
+
+def test_differences_within_the_spread_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three strategies of which two overlap, and one that is clear."""
+    times = {"loop": [1.0, 1.0, 1.5, 1.5, 1.5], "im2col": [1.2] * 5, "tensordot": [9.0] * 5}
+    comparison = Comparison(parse_layer(SMALL), "forward", tuple(times), np.dtype(np.float32))
+    assert comparison.undecided() == []
+    for _ in comparison.steps(0.01):
+        pass
+    comparison.times.update(times)
+    assert comparison.undecided() == ["loop", "im2col"]
+    comparison.times["im2col"] = [8.0] * 5
+    assert comparison.undecided() == []
 
 
 # ------------------------------------------------------------------------------------------- Ctrl-C
@@ -384,8 +433,11 @@ def test_info_tells_about_this_machine(tmp_path: Path) -> None:
     assert facts["threads"].startswith("1, layer ")
     assert "float32" in facts["vectors"]
     assert all(name in facts["strategies"] for name in nc.strategies())
+    assert re.search(r"^peak +\d+ GFLOP/s, \d+ GB/s: float32, 1 thread, measured$", done.stdout, re.MULTILINE)
+    assert re.search(r"^peak +\d+ GFLOP/s, \d+ GB/s: float64, 1 thread, measured$", done.stdout, re.MULTILINE)
+    assert sys.platform != "linux" or re.search(r"L1 \d+K, L2 \d+K", facts["caches"])
     assert facts["kernel-cache"].startswith(str(tmp_path))
-    assert facts["tuning"] == f"{tmp_path}/nhwconv/tuning: 0 entries"
+    assert facts["tuning"] == f"{tmp_path}/nhwconv/tuning: 0 entries, 0.0 MB"
 
 
 def test_clear_cache_deletes_the_kernels_and_nothing_else(tmp_path: Path) -> None:
@@ -409,11 +461,37 @@ def test_clear_cache_deletes_what_was_tuned_when_asked(tmp_path: Path) -> None:
         (folder / name).touch()
     where = {"NHWCONV_CACHE_DIR": str(tmp_path)}
     assert "tuning" not in process("clear-cache", **where).stdout
-    assert f"tuning        {folder}: 2 entries\n" in process("info", **where).stdout
+    assert f"tuning        {folder}: 2 entries, 0.0 MB\n" in process("info", **where).stdout
     done = process("clear-cache", "--tuning", **where)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f"deleted 2 tuned choices from {folder}\n")
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("compare --workload vg", ["vgg16"]),
+        ("compare --strategies loop,wi", ["loop,winograd"]),
+        ("compare --against t", ["torch"]),
+        ("tune --pass in", ["input_grad"]),
+        ("com", ["compare"]),
+    ],
+)
+def test_a_shell_completes_commands_and_names(typed: str, completed: list[str]) -> None:
+    words = f"nhwconv {typed}"
+    result = CliRunner().invoke(
+        app,
+        prog_name="nhwconv",
+        env={"_NHWCONV_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
+    )
+    assert result.output.split() == completed
+
+
+def test_a_mistyped_command_suggests_the_nearest() -> None:
+    result = run("compar")
+    assert result.exit_code == 2
+    assert "Did you mean 'compare'?" in result.stderr
 
 
 def test_version_and_help() -> None:

@@ -7,10 +7,12 @@ code 2.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import numba
 import numpy as np
 import typer
 from rich.console import Console
@@ -24,10 +26,11 @@ from ..problem import PASSES, Pass
 from ..strategies import REGISTRY
 from ..tuning import Contest
 from ..workloads import WORKLOADS, Layer, parse_layer, workload
-from . import report
-from .info import cache_size, facts
-from .measure import Comparison, Row
-from .table import Tuned, table, tuned_table
+from . import files
+from .engines import PEERS, EngineProcess
+from .info import cache_size, facts, limits
+from .measure import Comparison
+from .table import Tuned, machine_line, table, tuned_table
 
 __all__ = ["app"]
 
@@ -37,10 +40,27 @@ DTYPES = ("float32", "float64", "float16")
 #: Exit codes: what the user asked for makes no sense; the user pressed Ctrl-C (128 + SIGINT, as shells have it).
 BAD_INPUT, INTERRUPTED = 2, 130
 
+
+def _completion(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """Complete a name, or the last of several with commas between them."""
+    names = tuple(names)
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, last = incomplete.rpartition(",")
+        return [before + comma + name for name in names if name.startswith(last)]
+
+    return complete
+
+
 # Options that several commands have.
 _Workloads = Annotated[
     list[str] | None,
-    typer.Option("--workload", metavar="NAME", help=f"A network's layers; repeatable: {', '.join(WORKLOADS)}."),
+    typer.Option(
+        "--workload",
+        metavar="NAME",
+        help=f"A network's layers; repeatable: {', '.join(WORKLOADS)}.",
+        autocompletion=_completion(WORKLOADS),
+    ),
 ]
 _Layers = Annotated[
     list[str] | None,
@@ -55,9 +75,15 @@ _Layers = Annotated[
 _Only = Annotated[str, typer.Option(metavar="SUBSTRING", help="Only the layers that have this in their names.")]
 _PassNames = Annotated[
     list[str] | None,
-    typer.Option("--pass", metavar="PASS", help=f"A pass; repeatable: {', '.join(PASSES)}. All by default."),
+    typer.Option(
+        "--pass",
+        metavar="PASS",
+        help=f"A pass; repeatable: {', '.join(PASSES)}. All by default.",
+        autocompletion=_completion(PASSES),
+    ),
 ]
-_DType = Annotated[str, typer.Option(metavar="DTYPE", help=f"{', '.join(DTYPES)}.")]
+_DType = Annotated[str, typer.Option(metavar="DTYPE", help=f"{', '.join(DTYPES)}.", autocompletion=_completion(DTYPES))]
+_Threads = Annotated[int | None, typer.Option(metavar="N", help="How many threads; Numba's number by default.")]
 
 app = typer.Typer(
     help="Batched NHWC convolution and every one of its gradients: compare strategies, look at this machine.",
@@ -93,15 +119,39 @@ def compare(
     only: _Only = "",
     passes: _PassNames = None,
     strategies: Annotated[
-        str | None, typer.Option(metavar="NAME,...", help=f"Strategies: {', '.join(REGISTRY)}. All by default.")
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Strategies: {', '.join(REGISTRY)}. All by default.",
+            autocompletion=_completion(REGISTRY),
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Other libraries, each in a process of its own: {', '.join(PEERS)}.",
+            autocompletion=_completion(PEERS),
+        ),
     ] = None,
     dtype: _DType = "float32",
+    threads: _Threads = None,
     seconds: Annotated[float, typer.Option(help="How long to time each strategy on each layer.")] = 0.3,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Make each first call in a new process with nothing compiled: slow.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows to a JSON file as well.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows to a CSV file as well.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with plots as well; it needs no network.")
+    ] = None,
 ) -> None:
     """Time strategies on layers of real networks, and check each against float64.
 
-    A time is the 20th percentile of the calls, the spread what the 80th lies above it; rounds alternate.
+    "ms" is the 20th percentile of the calls' times, the spread what the 80th lies above it; rounds alternate. "peak" is
+    the part of this machine's multiply-adds, as measured, and "roof" that of its roofline, with its memory bandwidth.
+    "work" is the workspace by plan in MiB, "extra" what a call held in fact. "1st s" is how many seconds the first call
+    took longer than the next: what was compiled, or loaded where it had been compiled before.
 
     Ctrl-C keeps what has been measured. Without --workload and --layer, the layers are LeNet-5's.
     """
@@ -109,19 +159,48 @@ def compare(
         chosen_layers = _layers(workloads or [], layers or [], only)
         chosen_passes = _passes(passes)
         names = _names("strategy", REGISTRY if strategies is None else strategies.split(","), REGISTRY)
+        peers = {name: EngineProcess(PEERS[name].build) for name in _peers(against)}
         numpy_dtype = np.dtype(known("dtype", dtype, DTYPES))
         _check_seconds(seconds)
-        comparisons = [Comparison(layer, p, names, numpy_dtype) for layer in chosen_layers for p in chosen_passes]
-        place = None if json is None else report.check_place(json)
-    except ValueError as error:
+        _set_threads(threads)
+        comparisons = [
+            Comparison(layer, p, names, numpy_dtype, peers, cold) for layer in chosen_layers for p in chosen_passes
+        ]
+        outputs = files.outputs({"--json": json, "--csv": csv, "--report": report})
+    except (ValueError, files.CannotWriteError) as error:
         _stop(error)
-    except OSError as error:
-        _stop(f"--json {json}: {error.strerror or error}")
-    rows, finished = _run(comparisons, seconds)
-    if place is not None:
-        report.write_json(place, rows)
+    with ExitStack() as running:
+        for peer in peers.values():
+            running.enter_context(peer)
+        finished, problem = _run(comparisons, seconds)
+    measured = [comparison for comparison in comparisons if comparison.rows()]
+    if measured:
+        try:
+            for output in outputs:
+                output.write(measured)
+        except OSError as error:
+            _stop(f"{error.filename}: {error.strerror}", 1)
+    if problem:
+        _stop(problem)
     if not finished:
         _stop("stopped: what is above was measured before", INTERRUPTED)
+
+
+def _peers(against: str | None) -> tuple[str, ...]:
+    names = _names("peer", () if against is None else against.split(","), PEERS)
+    for name in names:
+        if not PEERS[name].installed():
+            raise ValueError(f"--against {name}: {PEERS[name].module} is not installed: pip install nhwconv[{name}]")
+    return names
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    try:
+        numba.set_num_threads(threads)
+    except ValueError as error:
+        raise ValueError(f"--threads is {threads}: {error}") from None
 
 
 def _layers(workloads: list[str], notations: list[str], only: str) -> list[Layer]:
@@ -165,28 +244,29 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _run(comparisons: list[Comparison], seconds: float) -> tuple[list[Row], bool]:
-    """Measure and print one table after another; return all rows, and False where Ctrl-C cut it short."""
+def _run(comparisons: list[Comparison], seconds: float) -> tuple[bool, str]:
+    """Measure and print one table after another; return False where Ctrl-C cut it short, and what went wrong."""
     console = Console(highlight=False)
-    progress = _progress(console)
-    begun: list[Comparison] = []
-    finished = False
-    with progress:
+    begun: Comparison | None = None
+    with _progress(console) as progress:
         task = progress.add_task("", total=sum(comparison.step_count for comparison in comparisons))
         try:
             for comparison in comparisons:
-                begun.append(comparison)
+                begun = comparison
                 for step in comparison.steps(seconds):
                     what = f"{comparison.layer.name} {comparison.pass_} {step}"
                     progress.update(task, advance=1, description=what)
                 console.print(table(comparison))
-            finished = True
         except KeyboardInterrupt:
-            if begun and begun[-1].rows():
-                console.print(table(begun[-1]))
+            if begun is not None and begun.rows():
+                console.print(table(begun))
+            return False, ""
         except MemoryError:
-            _stop(f"layer {begun[-1].layer.name} does not fit into memory")
-    return [row for comparison in begun for row in comparison.rows()], finished
+            assert begun is not None
+            return False, f"layer {begun.layer.name} does not fit into memory"
+    if begun is not None:
+        console.print(machine_line(begun), style="dim")
+    return True, ""
 
 
 @app.command()
@@ -256,9 +336,12 @@ def _tune(contests: list[tuple[Layer, Contest]], seconds: float, console: Consol
 
 @app.command()
 def info() -> None:
-    """Print what nhwconv finds here: CPU, threads, versions, folders."""
+    """Print what nhwconv finds here: CPU, threads, versions, folders; and measure what this machine could do."""
     for name, value in facts():
         typer.echo(f"{name:<14}{value}")
+    with Console(stderr=True).status("measuring"):
+        for name, value in limits():
+            typer.echo(f"{name:<14}{value}")
 
 
 @app.command("clear-cache")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from rich import box
@@ -11,37 +12,64 @@ from rich.text import Text
 
 from ..tuning import Contest
 from ..workloads import Layer
-from .measure import Comparison
+from .measure import Comparison, Row
 
-__all__ = ["Tuned", "table", "tuned_table"]
+__all__ = ["Tuned", "machine_line", "significant", "table", "tuned_table"]
 
 
 def table(comparison: Comparison) -> RenderableType:
-    """Return a heading, a row for each strategy that was timed, and a line for each that refused.
+    """Return a heading, a row for each contender that was timed, and a line for each that refused.
 
-    The fastest strategy is bold; "auto" marks the planner's choice.
+    The fastest strategy is bold; "auto" marks the planner's choice. Where the spread is larger than a difference to the
+    fastest, a line says so.
     """
     heading = Text(f"{comparison.layer.name} {comparison.pass_}", style="bold")
     heading.append(f"  {comparison.problem}", style="dim")
     rows = comparison.rows()
     fastest = min((row.seconds for row in rows), default=0.0)
-    body = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    body.add_column("strategy", min_width=10)
-    for name, width in (("ms", 10), ("spread", 8), ("GFLOP/s", 8), ("l2 error", 8)):
-        body.add_column(name, justify="right", min_width=width)
+    body = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    body.add_column("strategy", min_width=9)
+    for name in COLUMNS:
+        body.add_column(name, justify="right", no_wrap=True)
     body.add_column("plan", min_width=4)
     for row in rows:
-        body.add_row(
-            row.strategy,
-            f"{row.seconds * 1e3:.3f}",
-            f"{row.spread * 1e3:.3f}",
-            f"{row.gflops:.1f}" if row.gflops >= 0.1 else f"{row.gflops:.4f}",
-            f"{row.error:.1e}",
-            "auto" if row.chosen else "",
-            style="bold" if row.seconds == fastest and len(rows) > 1 else None,
-        )
-    refusals = (Text(f"{name}: {why}", style="dim") for name, why in comparison.refusals.items())
-    return Group(heading, body, *refusals)
+        style = "bold" if row.seconds == fastest and len(rows) > 1 else None
+        body.add_row(row.strategy, *_cells(row), "auto" if row.chosen else "", style=style)
+    notes = [Text(f"{name}: {why}", style="dim") for name, why in comparison.refusals.items()]
+    if undecided := comparison.undecided():
+        notes.append(Text(f"which is faster is open, within the spread: {', '.join(undecided)}", style="yellow"))
+    return Group(heading, body, *notes)
+
+
+#: What `_cells` are, in an order and in widths that fit a terminal of 80 columns.
+COLUMNS = ("ms", "median", "spread", "GFLOP/s", "peak", "roof", "l2 err", "work", "extra", "1st s")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        *(significant(1e3 * seconds) for seconds in (row.seconds, row.median, row.spread)),
+        significant(row.gflops),
+        f"{row.peak_fraction:.0%}",
+        f"{row.roofline_fraction:.0%}",
+        f"{row.error:.1e}",
+        *("-" if size is None else f"{size / 2**20:.1f}" for size in (row.workspace_bytes, row.peak_bytes)),
+        f"{row.compile_seconds:.1f}",
+    )
+
+
+def significant(value: float) -> str:
+    """Return a number with four digits that matter, at most four of them after the point."""
+    after = 4 if value <= 0 else min(max(3 - math.floor(math.log10(value)), 0), 4)
+    return f"{value:.{after}f}"
+
+
+def machine_line(comparison: Comparison) -> str:
+    """Return the limits that percentages refer to."""
+    limits = comparison.limits
+    return (
+        f"100% is {limits.peak / 1e9:.0f} GFLOP/s of {comparison.problem.compute_dtype} and "
+        f"{limits.bandwidth / 1e9:.0f} GB/s, measured with {limits.threads} threads"
+    )
 
 
 @dataclass(frozen=True)

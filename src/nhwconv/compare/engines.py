@@ -1,0 +1,212 @@
+"""Convolutions computed in processes of their own: other libraries, and first calls with nothing compiled.
+
+Thread pools of two libraries in one process spin and disturb one another, so each peer has a process. It makes the same
+arrays from the same seed, and answers over a pipe: to a problem with a result, then to each request with times.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from time import perf_counter
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from .. import machine
+from ..arrays import Array
+from ..problem import ConvProblem, Pass
+from ..timing import public_call, time_calls
+from ..workloads import Data, make_data
+from . import peers
+
+__all__ = ["PEERS", "Engine", "EngineError", "EngineProcess", "first_call_in_new_process"]
+
+#: Given a problem, a pass, its arrays and a number of threads: the call that is timed, and what makes a NumPy array, in
+#: this package's layout, of what it returns.
+Build = Callable[[ConvProblem, Pass, Data, int], tuple[Callable[[], Any], Callable[[Any], Array]]]
+
+#: What a library raises where it cannot do a problem; anything else ends its process, with a traceback.
+REFUSALS = (RuntimeError, ValueError, TypeError, MemoryError)
+
+
+class EngineError(Exception):
+    """An engine cannot do a problem, or its process is gone; the text says why."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A library: the module that it needs, the extra that installs it, and how it computes a pass."""
+
+    module: str
+    extra: str
+    build: Build
+
+    def installed(self) -> bool:
+        """Return whether its module can be found; it is not imported."""
+        return importlib.util.find_spec(self.module) is not None
+
+
+#: The libraries that strategies can be compared with.
+PEERS: dict[str, Engine] = {
+    "torch": Engine("torch", "torch", peers.torch_calls),
+    "jax": Engine("jax", "jax", peers.jax_calls),
+}
+
+
+class _Answer(NamedTuple):
+    result: Array
+    first: float
+    second: float
+
+
+class EngineProcess:
+    """One engine in a process, which starts at the first problem and ends with the ``with`` block.
+
+    Parameters
+    ----------
+    build : callable
+        A function at the top level of a module, so that it can be named in the other process.
+    environment : dict, optional
+        Environment variables of the process, beside this one's.
+    """
+
+    def __init__(self, build: Build, environment: dict[str, str] | None = None) -> None:
+        self._build, self._environment = build, environment or {}
+        self._process: multiprocessing.process.BaseProcess | None = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.join()
+
+    def begin(self, problem: ConvProblem, pass_: Pass) -> tuple[Array, float]:
+        """Call twice; return a result, and how much longer the first call took than the second.
+
+        Raises
+        ------
+        EngineError
+            Where the engine cannot do it.
+        """
+        answer: _Answer = self._ask((problem, pass_, machine.threads()))
+        return answer.result, max(0.0, answer.first - answer.second)
+
+    def time(self, seconds: float) -> list[float]:
+        """Time calls of the last problem for so many seconds.
+
+        Raises
+        ------
+        EngineError
+            Where the engine's process is gone.
+        """
+        times: list[float] = self._ask(seconds)
+        return times
+
+    def _ask(self, request: object) -> Any:
+        if self._pipe is None:
+            context = multiprocessing.get_context("spawn")  # a fork would inherit Numba's threads, dead
+            self._pipe, there = context.Pipe()
+            self._process = context.Process(target=_serve, args=(self._build, self._environment, there), daemon=True)
+            with _all_processors():
+                self._process.start()
+            there.close()
+        assert self._process is not None
+        try:
+            self._pipe.send(request)
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise EngineError(f"its process ended with exit code {self._process.exitcode}") from None
+        if isinstance(answer, str):
+            raise EngineError(answer)
+        return answer
+
+
+@contextmanager
+def _all_processors() -> Iterator[None]:
+    """Let a process that starts here use the processors of all threads of this one.
+
+    OpenMP may have bound this thread to a single processor, and a new process inherits that.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    here = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, here.union(*(os.sched_getaffinity(int(t)) for t in os.listdir("/proc/self/task"))))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, here)
+
+
+def _serve(build: Build, environment: dict[str, str], pipe: Connection) -> None:
+    """Answer requests until the other end of the pipe is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ.update(environment)
+    call: Callable[[], Any] = bool  # replaced by the first problem's
+    with suppress(EOFError):
+        while True:
+            request = pipe.recv()
+            if isinstance(request, float):
+                pipe.send(time_calls(call, request))
+                continue
+            try:
+                call, answer = _begin(build, *request)
+            except REFUSALS as error:
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                pipe.send(lines[0])
+            else:
+                pipe.send(answer)
+
+
+def _begin(build: Build, problem: ConvProblem, pass_: Pass, threads: int) -> tuple[Callable[[], Any], _Answer]:
+    call, to_numpy = build(problem, pass_, make_data(problem), threads)
+    start = perf_counter()
+    call()
+    middle = perf_counter()
+    result = call()
+    end = perf_counter()
+    return call, _Answer(to_numpy(result), middle - start, end - middle)
+
+
+# ------------------------------------------------------------------------------------------ first calls
+
+
+@dataclass(frozen=True)
+class _Strategy:
+    """Builds the public call with one strategy, in another process."""
+
+    name: str
+
+    def __call__(
+        self, problem: ConvProblem, pass_: Pass, data: Data, threads: int
+    ) -> tuple[Callable[[], Any], Callable[[Any], Array]]:
+        import numba
+
+        numba.set_num_threads(threads)
+        return public_call(problem, pass_, data, self.name), _same
+
+
+def _same(result: Array) -> Array:
+    return result
+
+
+def first_call_in_new_process(problem: ConvProblem, pass_: Pass, strategy: str) -> float:
+    """Return how much longer a strategy's first call takes than the second, in a process with nothing compiled."""
+    with tempfile.TemporaryDirectory() as folder:
+        empty = {"NHWCONV_CACHE_DIR": folder}
+        with EngineProcess(_Strategy(strategy), empty) as process:
+            return process.begin(problem, pass_)[1]

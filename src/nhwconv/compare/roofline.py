@@ -1,0 +1,123 @@
+"""What this machine could do at best: multiply-adds and bytes a second, measured.
+
+The peak is that of the package's own micro-kernel on operands that stay in L1, where nothing but its multiply-adds
+limits it; the bandwidth is that of reading arrays too large for the caches of a core, or of copying them, whichever
+moves more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from .. import arrays, machine
+from ..kernels.limits import LIMIT_COPY, LIMIT_TILES, copy_blocks, multiply_add, sum_blocks
+from ..kernels.tile import panel_tile, register_tile
+from ..problem import ConvProblem
+
+__all__ = ["Roofline", "measure", "peak_call"]
+
+#: Products of one run, whose A and B take at most half of the smallest L1 there is, and how often a tile runs.
+STEPS, RUNS = 64, 512
+#: Bytes of each array that is read or copied: more than the private caches of any CPU.
+STREAM = 64 * 2**20
+#: Each figure is the best of several tries within so many seconds; what disturbs a try only ever makes it slower.
+SECONDS = 0.25
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """The machine's limits for one dtype.
+
+    Attributes
+    ----------
+    threads : int
+        How many threads it was measured with.
+    peak : float
+        Floating-point operations a second.
+    bandwidth : float
+        Bytes a second, to and from memory.
+    """
+
+    threads: int
+    peak: float
+    bandwidth: float
+
+    def seconds(self, problem: ConvProblem) -> float:
+        """Return the least time of a direct pass: that of its arithmetic or of its x, w and y, whichever is longer.
+
+        A strategy that multiplies less than a direct pass, as Winograd does, can take less, and so can one that finds
+        its arrays in a cache.
+        """
+        return max(problem.flops / self.peak, problem.bytes / self.bandwidth)
+
+
+def measure(dtype: np.dtype[Any]) -> Roofline:
+    """Measure the peak and the bandwidth with as many threads as Numba uses now: about a second, once a process.
+
+    Parameters
+    ----------
+    dtype : dtype
+        float32 or float64: what is multiplied.
+
+    Returns
+    -------
+    Roofline
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from nhwconv.compare.roofline import measure
+    >>> measure(np.dtype(np.float32)).peak > 1e8
+    True
+    """
+    threads = machine.threads()
+    return Roofline(threads, _peak(dtype, threads), _bandwidth(threads))
+
+
+@cache
+def _peak(dtype: np.dtype[Any], threads: int) -> float:
+    call, flops = peak_call(dtype, threads)
+    return flops / _best(call)
+
+
+def peak_call(dtype: np.dtype[Any], threads: int) -> tuple[Callable[[], None], int]:
+    """Return a call of the micro-kernel on operands in L1, eight tasks a thread, and its floating-point operations."""
+    mr, nr = register_tile(dtype.itemsize)
+    columns = nr * machine.lanes(dtype.itemsize)
+    a, b = (arrays.empty((size * STEPS,), dtype) for size in (mr, columns))
+    a[:], b[:] = 1, 1
+    c = arrays.empty((threads * mr * columns,), dtype)
+    values = {"rows": mr, "columns": columns, "steps": STEPS, "runs": RUNS, "tasks": 8 * threads}
+    geometry = LIMIT_TILES.record({**values, "tile": panel_tile(dtype.name, mr, nr)})
+    flops = 2 * math.prod((mr, columns, STEPS, RUNS, 8 * threads))
+    return lambda: multiply_add().run(a, b, c, geometry=geometry, workers=threads), flops
+
+
+@cache
+def _bandwidth(threads: int) -> float:
+    source, target = (arrays.empty((STREAM // 8,), np.dtype(np.int64)) for _ in range(2))
+    source[:], target[:] = 1, 1
+    block = 2**15  # 256 KiB
+    geometry = LIMIT_COPY.record({"block": block, "tasks": source.size // block})
+    sums = np.zeros(source.size // block, np.int64)
+    reading = _best(lambda: sum_blocks().run(source, sums, geometry=geometry, workers=threads))
+    copying = _best(lambda: copy_blocks().run(source, target, geometry=geometry, workers=threads))
+    return max(STREAM / reading, 2 * STREAM / copying)
+
+
+def _best(call: Callable[[], None]) -> float:
+    """Return the seconds of the fastest call, after one that compiles."""
+    call()
+    best, end = math.inf, perf_counter() + SECONDS
+    while perf_counter() < end:
+        start = perf_counter()
+        call()
+        best = min(best, perf_counter() - start)
+    return best
