@@ -80,7 +80,9 @@ def _array(tensor: Tensor) -> npt.NDArray[Any]:
 
 def _tensor(array: npt.NDArray[Any]) -> Tensor:
     """Return the channels_last tensor that an NHWC array is."""
-    return torch.from_numpy(array).permute(0, 3, 1, 2)
+    tensor = torch.from_numpy(array).permute(0, 3, 1, 2)
+    # Strides are those of the fake tensors, also where NumPy has none.
+    return tensor if array.size else torch.empty_like(tensor, memory_format=torch.channels_last)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:
