@@ -38,9 +38,7 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outside)
         self.shortcut = nn.Sequential()
         if stride > 1 or inside != outside:
-            self.shortcut = nn.Sequential(
-                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
-            )
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return an image of half the size and twice the channels, or of the same."""
@@ -115,7 +113,8 @@ def race(trainers: dict[str, Trainer], steps: int, images: Tensor, labels: Tenso
     for name, trainer in trainers.items():
         median, fastest = statistics.median(trainer.seconds), min(trainer.seconds)
         ratio = statistics.median(first.seconds) / median
-        print(f"{name:>18}: {median * 1e3:7.1f} ms a step, fastest {fastest * 1e3:7.1f}; {ratio:.2f} times PyTorch's speed")
+        milliseconds = f"{median * 1e3:7.1f} ms a step, fastest {fastest * 1e3:7.1f}"
+        print(f"{name:>18}: {milliseconds}; {ratio:.2f} times PyTorch's speed")
     print(f"peak memory: {before:.0f} MiB after two steps each, {peak_mib():.0f} MiB after {steps + 2}")
 
 

@@ -42,13 +42,14 @@ def _start_threads() -> None:
     would have to wait for PyTorch's threads, which spin for milliseconds after each operation. And a forked child can
     tell from the started layer that OpenMP would not survive in it.
     """
-    threads, priority = torch.get_num_threads(), numba.config.THREADING_LAYER_PRIORITY
+    config: Any = numba.config
+    threads, priority = torch.get_num_threads(), config.THREADING_LAYER_PRIORITY
     if "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
-        numba.config.THREADING_LAYER_PRIORITY = ["omp", *(name for name in priority if name != "omp")]
+        config.THREADING_LAYER_PRIORITY = ["omp", *(name for name in priority if name != "omp")]
     try:
         numba.get_num_threads()
     finally:
-        numba.config.THREADING_LAYER_PRIORITY = priority
+        config.THREADING_LAYER_PRIORITY = priority
     torch.set_num_threads(threads)  # OpenMP's number, which the layer has set to its own
 
 
@@ -298,21 +299,21 @@ def _geometry(
             return f"{name} has dtype {tensor.dtype}"
     if torch.is_autocast_enabled("cpu"):
         return "autocast is on"
-    pairs = _pair(stride, 1), _pair(dilation, 1)
-    if pairs[0] is None or pairs[1] is None or not isinstance(groups, int) or groups < 1:
+    strides, dilations = _pair(stride, 1), _pair(dilation, 1)
+    if strides is None or dilations is None or not isinstance(groups, int) or groups < 1:
         return "stride, dilation or groups is not what nhwconv takes"
     if input.dim() not in (3, 4) or weight.dim() != 4 or min(weight.shape) < 1:
         return f"input has {input.dim()} axes and weight the shape {tuple(weight.shape)}"
     d, c, kh, kw = weight.shape
     if input.shape[-3] != c * groups or d % groups or (bias is not None and bias.shape != (d,)):
         return f"shapes do not go together: {tuple(input.shape)} and {tuple(weight.shape)} in {groups} groups"
-    pads = _pads(padding, (kh, kw), *pairs)
+    pads = _pads(padding, (kh, kw), strides, dilations)
     if pads is None:
         return f"padding is {padding!r}"
     image = input if input.dim() == 4 else input[None]
-    if min(_output_size(image, weight, pairs[0], pads, pairs[1])) < 1:
+    if min(_output_size(image, weight, strides, pads, dilations)) < 1:
         return "the kernel is larger than the padded input"
-    return list(pairs[0]), pads, list(pairs[1]), groups
+    return list(strides), pads, list(dilations), groups
 
 
 def _pair(value: Any, least: int) -> tuple[int, int] | None:
@@ -325,7 +326,9 @@ def _pair(value: Any, least: int) -> tuple[int, int] | None:
     return both[0], both[-1]
 
 
-def _pads(padding: Any, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> list[int] | None:
+def _pads(
+    padding: Any, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]
+) -> list[int] | None:
     """Return (top, bottom, left, right); None for what nhwconv doesn't do."""
     if padding == "valid":
         return [0, 0, 0, 0]

@@ -100,7 +100,7 @@ def test_errors_come_before_any_work(change: dict[str, Any], message: str) -> No
 
 def test_dy_must_have_as_many_samples() -> None:
     x, dy = da.ones((2, 5, 5, 3), chunks=(1, -1, -1, -1)), da.ones((3, 3, 3, 4), chunks=(1, -1, -1, -1))
-    with pytest.raises(ValueError, match="^conv2d_backward: dy has 3 samples, but x has 2$"):
+    with pytest.raises(ValueError, match=r"^conv2d_backward: dy has 3 samples, but x has 2"):
         nc.dask.conv2d_backward(x, np.ones((4, 3, 3, 3)), dy)
 
 

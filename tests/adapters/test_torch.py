@@ -35,9 +35,8 @@ def tensors(
     """Return input, weight and bias."""
     generator = torch.Generator().manual_seed(seed)
     shapes = (n, c, *size), (d, c // groups, *kernel), (d,)
-    return tuple(
-        torch.randn(shape, dtype=dtype, generator=generator).requires_grad_(grad) for shape in shapes
-    )  # type: ignore[return-value]
+    x, w, b = (torch.randn(shape, dtype=dtype, generator=generator).requires_grad_(grad) for shape in shapes)
+    return x, w, b
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, absolute: torch.Tensor, what: object = "") -> None:
@@ -79,8 +78,6 @@ def test_gradcheck_and_gradgradcheck(options: Any) -> None:
     def function(*arrays: torch.Tensor) -> torch.Tensor:
         return conv2d(*arrays, *options)
 
-    with torch.no_grad():  # each element is summed from at most 5 * 5 * 4 products, in steps of 1e-6
-        assert function(*arrays).isfinite().all()
     assert torch.autograd.gradcheck(function, arrays, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, arrays, fast_mode=True)
 
@@ -300,11 +297,11 @@ def test_a_layer_has_the_state_and_the_results_of_pytorchs() -> None:
     ours.load_state_dict(theirs.state_dict())
     assert repr(ours) == repr(theirs)
     x = tensors()[0]
-    close(ours(x), theirs(x), nn.functional.conv2d(x.abs(), theirs.weight.abs(), theirs.bias.abs(), *ARGS(theirs)))
-
-
-def ARGS(layer: nn.Conv2d) -> tuple[Any, ...]:  # noqa: N802
-    return layer.stride, layer.padding, layer.dilation, layer.groups
+    expected = theirs(x)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.abs_()
+    close(ours(x), expected, theirs(x.abs()))
 
 
 def train(model: nn.Module, steps: int, run: Any = None, dtype: torch.dtype = torch.float64) -> list[float]:
