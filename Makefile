@@ -22,7 +22,7 @@ test: $(VENV)/with-test  ## run all tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
 
 test-adapters: $(VENV)/with-adapters  ## test the adapters for PyTorch, JAX and Dask; none may be skipped
-	$(BIN)/python -m pytest -o norecursedirs= tests/adapters $(ARGS)
+	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/adapters $(ARGS)
 
 lint: $(VENV)/with-dev  ## ruff and mypy
 	$(BIN)/ruff check

@@ -3,7 +3,8 @@
     python examples/cluster.py
     python examples/cluster.py --samples 50000    # more than the workers' memory: blocks come and go
 
-A worker process has one thread, and a task computes one block of samples with it. Needs ``pip install 'nhwconv[dask]'``.
+A worker process has one thread, and a task computes one block of samples with it.
+Needs ``pip install 'nhwconv[dask]'``.
 """
 
 from __future__ import annotations
