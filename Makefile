@@ -11,7 +11,7 @@ BIN     := $(VENV)/bin
 TIMED   := env -u OPENBLAS_CORETYPE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build bench bench-compare bench-record dashboard clean
+.PHONY: help demo test test-adapters lint build bench bench-compare bench-record dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ demo: $(VENV)/with-compare,examples  ## train on handwritten digits, then compar
 
 test: $(VENV)/with-test  ## run all tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+test-adapters: $(VENV)/with-adapters  ## test the adapters for PyTorch, JAX and Dask; none may be skipped
+	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/adapters $(ARGS)
 
 lint: $(VENV)/with-dev  ## ruff and mypy
 	$(BIN)/ruff check

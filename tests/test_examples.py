@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
+import nhwconv as nc
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -20,6 +24,22 @@ def run(*arguments: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_stream_adds_up_what_does_not_fit() -> None:
+    out = run(EXAMPLES / "stream.py", "--samples", 1024, "--batch", 32, "--memory", 100)
+    assert out.startswith("128 MiB of images, 100 MiB of memory\n")
+    assert ("the file does not fit" in out) == (sys.platform == "linux")
+    images = np.random.default_rng(0)
+    w = np.random.default_rng(1).standard_normal((16, 3, 3, 8)).astype(np.float32)
+    dw, db = np.zeros(w.shape), np.zeros(16)
+    for _ in range(32):
+        x = images.standard_normal((32, 64, 64, 8), np.float32).astype(np.float64)
+        y = nc.conv2d(x, w, padding=1)
+        dw += nc.conv2d_weight_grad(x, y, 3, padding=1)
+        db += y.sum((0, 1, 2))
+    printed = [float(number.rstrip(",")) for number in re.findall(r"\| = (\S+)", out)]
+    np.testing.assert_allclose(printed, [np.linalg.norm(dw), np.linalg.norm(db)], rtol=1e-5)
 
 
 def test_digits_learns_to_read_and_draws(tmp_path: Path) -> None:

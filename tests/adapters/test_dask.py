@@ -1,0 +1,162 @@
+"""The Dask adapter: against NumPy, on a cluster of processes, with a worker that dies, beyond the workers' memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import dask
+import dask.array as da
+import numba
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster, wait
+
+import nhwconv as nc
+import nhwconv.dask
+from cases import Case, draw_data, exact
+from tolerance import assert_close
+
+CASES = [
+    Case(n=10, h=9, w=8, c=6, d=8, kh=3, kw=2, stride=(1, 2), padding=((1, 0), (2, 1)), groups=2),
+    Case(n=7, h=13, w=11, c=32, d=32, padding=((1, 1), (1, 1))),
+    Case(n=5, h=9, w=9, c=16, d=16, groups=16, dilation=(2, 1)),
+]
+#: Larger than what a worker may hold.
+MEMORY = 400 * 2**20
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_are_nhwconvs(case: Case, chunk: int, dtype: Any) -> None:
+    data = draw_data(case, dtype)
+    x, dy = (da.from_array(a, chunks=(chunk, -1, -1, -1)) for a in (data.x, data.dy))
+    options = case.options
+    y = nc.dask.conv2d(x, data.w, data.b, **options)
+    dx, dw, db = nc.dask.conv2d_backward(x, data.w, dy, **options)
+    assert y.chunks[0] == x.chunks[0] == dx.chunks[0]
+    assert (dw.npartitions, db.npartitions) == (1, 1)
+    for lazy, shape in ((y, case.y_shape), (dx, case.x_shape), (dw, case.w_shape), (db, (case.d,))):
+        assert (lazy.shape, lazy.dtype) == (shape, dtype)
+    y, dx, dw, db = dask.compute(y, dx, dw, db, scheduler="threads")
+    np.testing.assert_array_equal(y, nc.conv2d(data.x, data.w, data.b, **options))
+    np.testing.assert_array_equal(dx, nc.conv2d_backward(data.x, data.w, data.dy, needs="dx", **options).dx)
+    length = case.length("weight_grad")
+    assert_close(dw, *exact(case, data, "weight_grad"), length, "auto", "dw")
+    absolute = np.abs(data.dy.astype(np.float64)).sum((0, 1, 2))
+    assert_close(db, data.dy.astype(np.float64).sum((0, 1, 2)), absolute, length, "tensordot", "db")
+
+
+def test_weights_may_be_dask_arrays_and_needs_are_kept() -> None:
+    case = CASES[0]
+    data = draw_data(case, np.float64)
+    x, dy = da.from_array(data.x, chunks=(4, -1, -1, -1)), da.from_array(data.dy, chunks=(5, -1, -1, -1))
+    w, b = da.from_array(data.w, chunks=(2, 1, 1, 1)), da.from_array(data.b, chunks=3)
+    y = nc.dask.conv2d(x, w, b, **case.options)
+    np.testing.assert_array_equal(y, nc.conv2d(data.x, data.w, data.b, **case.options))
+    g = nc.dask.conv2d_backward(x, w, dy, needs="dw", **case.options)
+    assert (g.dx, g.db) == (None, None)
+    assert g.dw.compute().shape == case.w_shape
+
+
+def test_a_block_runs_with_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watched(*arrays: Any, **options: Any) -> Any:
+        seen.append(numba.get_num_threads())
+        return np.zeros((1, 1, 1, 1))
+
+    before = numba.get_num_threads()
+    nhwconv.dask._block(np.zeros(1), function=watched)
+    assert seen == [1]
+    assert numba.get_num_threads() == before
+    with pytest.raises(ZeroDivisionError):
+        nhwconv.dask._block(np.zeros(1), function=lambda _: 1 / 0)
+    assert numba.get_num_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.ones((2, 5, 5, 3))}, "x is of type ndarray, expected a dask.array.Array"),
+        ({"x": da.ones((5, 5, 3))}, r"x has shape \(5, 5, 3\), expected four axes"),
+        ({"x": da.ones((2, 5, 5, 3), chunks=(1, 5, 5, 1))}, r"x has \(2, 1, 1, 3\) blocks"),
+        ({"w": np.ones((4, 3, 3, 2))}, "w has 2 input channels per group, but x has 3 channels"),
+        ({"w": np.ones((4, 3, 3, 3), int)}, "w has dtype int64"),
+        ({"stride": 0}, "stride"),
+    ],
+)
+def test_errors_come_before_any_work(change: dict[str, Any], message: str) -> None:
+    arguments = {"x": da.ones((2, 5, 5, 3), chunks=(1, -1, -1, -1)), "w": np.ones((4, 3, 3, 3))} | change
+    with pytest.raises((ValueError, TypeError), match=f"^conv2d: {message}"):
+        nc.dask.conv2d(**arguments)
+    with pytest.raises((ValueError, TypeError), match=f"^conv2d_backward: {message}"):
+        nc.dask.conv2d_backward(**arguments, dy=da.ones((2, 3, 3, 4), chunks=(1, -1, -1, -1)))
+
+
+def test_dy_must_have_as_many_samples() -> None:
+    x, dy = da.ones((2, 5, 5, 3), chunks=(1, -1, -1, -1)), da.ones((3, 3, 3, 4), chunks=(1, -1, -1, -1))
+    with pytest.raises(ValueError, match=r"^conv2d_backward: dy has 3 samples, but x has 2"):
+        nc.dask.conv2d_backward(x, np.ones((4, 3, 3, 3)), dy)
+
+
+# -------------------------------------------------------------------------------------------- a cluster
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """Two worker processes of one thread each, which may hold `MEMORY` bytes each."""
+    with (
+        LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, memory_limit=MEMORY, dashboard_address=None
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def random_images(samples: int, chunk: int, shape: tuple[int, ...]) -> da.Array:
+    """Whole numbers, so that sums are exact in float32 in any order."""
+    generator = da.random.default_rng(0)
+    return generator.integers(-2, 3, (samples, *shape), chunks=(chunk, -1, -1, -1)).astype(np.float32)
+
+
+def exact_gradients(x: da.Array, dy: da.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Return dw and db by blocks, in this process."""
+    dw, db = np.zeros((8, 3, 3, 8)), np.zeros(8)
+    for i in range(x.numblocks[0]):
+        a, b = dask.compute(x.blocks[i], dy.blocks[i], scheduler="sync")
+        dw += nc.conv2d_weight_grad(a.astype(np.float64), b.astype(np.float64), 3, padding=1, strategy="loop")
+        db += b.sum((0, 1, 2), np.float64)
+    return dw, db
+
+
+def test_arrays_larger_than_the_workers_memory(client: Client) -> None:
+    x, dy = random_images(3328, 64, (64, 64, 8)), random_images(3328, 64, (64, 64, 8)) + 1
+    assert x.nbytes + dy.nbytes > 2 * MEMORY  # of both workers together
+    w = np.ones((8, 3, 3, 8), np.float32)
+    g = nc.dask.conv2d_backward(x, w, dy, needs=("dw", "db"), padding=1, strategy="loop")
+    got = client.gather(client.compute([g.dw, g.db]))
+    for a, b in zip(got, exact_gradients(x, dy), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert all(limit["memory_limit"] == MEMORY for limit in client.scheduler_info(-1)["workers"].values())
+
+
+def test_a_worker_killed_in_the_middle(client: Client) -> None:
+    x, dy = random_images(240, 4, (64, 64, 8)), random_images(240, 4, (64, 64, 8)) + 1
+    expected = exact_gradients(x, dy)
+    pids = client.run(os.getpid)
+    g = nc.dask.conv2d_backward(x, np.ones((8, 3, 3, 8), np.float32), dy, padding=1, strategy="loop")
+    futures = client.compute([g.dw, g.db])
+    while not any(client.has_what().values()):  # until it holds results that will have to be computed again
+        time.sleep(0.01)
+    assert not all(f.done() for f in futures)
+    os.kill(next(iter(pids.values())), signal.SIGKILL)
+    wait(futures)
+    for a, b in zip(client.gather(futures), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert set(client.run(os.getpid).values()) != set(pids.values())

@@ -1,0 +1,499 @@
+"""The PyTorch adapter against PyTorch's own convolution, in every way that a model uses one."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import child
+import nhwconv as nc
+from nhwconv.torch import Conv2d, conv2d, replace_conv2d, restore_conv2d
+from tolerance import PROMISE
+
+#: (stride, padding, dilation, groups)
+GRID = [
+    (stride, padding, dilation, groups)
+    for stride, padding, dilation, groups in itertools.product(
+        (1, (2, 1), (3,)), (0, (1, 2), "same", "valid"), (1, (1, 2)), (1, 2, 4)
+    )
+    if padding != "same" or stride == 1
+]
+
+
+def tensors(
+    dtype: torch.dtype = torch.float64, n: int = 2, size: tuple[int, int] = (7, 6), c: int = 4, d: int = 8,
+    kernel: tuple[int, int] = (3, 3), groups: int = 1, grad: bool = True, seed: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Return input, weight and bias."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (n, c, *size), (d, c // groups, *kernel), (d,)
+    x, w, b = (torch.randn(shape, dtype=dtype, generator=generator).requires_grad_(grad) for shape in shapes)
+    return x, w, b
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, absolute: torch.Tensor, what: object = "") -> None:
+    """Hold two results, PyTorch's and ours, to the promised error each: `absolute` is their sum of absolute values."""
+    assert got.shape == expected.shape, what
+    assert got.dtype is expected.dtype
+    promise = PROMISE[np.dtype(str(got.dtype).removeprefix("torch."))]
+    error = torch.linalg.vector_norm((got - expected).detach().double())
+    assert error <= 2 * promise * torch.linalg.vector_norm(absolute.detach().double()), f"{what}: {error}"
+
+
+def results(function: Any, arrays: Any, *options: Any) -> list[torch.Tensor]:
+    """Return y, and the gradients of its product with fixed numbers."""
+    leaves = [a.detach().requires_grad_() for a in arrays]
+    y = function(*leaves, *options)
+    dy = torch.linspace(-1, 2, y.numel(), dtype=y.dtype).reshape(y.shape)
+    return [y, *torch.autograd.grad(y, leaves, dy if arrays[0].min() < 0 else dy.abs())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", GRID, ids=str)
+def test_results_and_gradients_are_pytorchs(options: Any, dtype: torch.dtype) -> None:
+    arrays = tensors(dtype, groups=options[3])
+    absolute = results(functional.conv2d, [a.detach().abs() for a in arrays], *options)
+    for name, got, expected, size in zip(
+        ("y", "dx", "dw", "db"),
+        results(conv2d, arrays, *options),
+        results(functional.conv2d, arrays, *options),
+        absolute,
+        strict=True,
+    ):
+        close(got, expected, size, name)
+
+
+@pytest.mark.parametrize("options", GRID, ids=str)
+def test_gradcheck_and_gradgradcheck(options: Any) -> None:
+    arrays = tensors(n=1, size=(5, 5), d=4, kernel=(3, 2), groups=options[3])
+
+    def function(*arrays: torch.Tensor) -> torch.Tensor:
+        return conv2d(*arrays, *options)
+
+    assert torch.autograd.gradcheck(function, arrays, fast_mode=True)
+    assert torch.autograd.gradgradcheck(function, arrays, fast_mode=True)
+
+
+@pytest.mark.parametrize("needed", [p for p in itertools.product((False, True), repeat=3) if any(p)], ids=str)
+def test_gradgradcheck_for_every_set_of_gradients(needed: tuple[bool, ...]) -> None:
+    arrays = [a.detach().requires_grad_(n) for a, n in zip(tensors(n=1, size=(4, 4), c=2, d=2), needed, strict=True)]
+    assert torch.autograd.gradcheck(conv2d, arrays)
+    if sum(needed[:2]):  # the bias alone has a gradient that depends on nothing but dy
+        assert torch.autograd.gradgradcheck(conv2d, arrays)
+
+
+@pytest.mark.parametrize("options", [([1, 1], [0, 0, 0, 0], [1, 1], 1), ([2, 1], [1, 1, 0, 1], [1, 2], 2)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 4, 7, 6), (1, 4, 5, 5), (2, 4, 5, 4)], ids=str)
+def test_opcheck(options: Any, shape: tuple[int, ...]) -> None:
+    x, w, b = tensors(n=shape[0], size=shape[2:], groups=options[3])
+    y = torch.ops.nhwconv.conv2d(x, w, b, *options)
+    torch.library.opcheck(torch.ops.nhwconv.conv2d.default, (x, w, b, *options))
+    torch.library.opcheck(torch.ops.nhwconv.conv2d.default, (x, w, None, *options))
+    for needs in ([True, True, True], [False, True, False], [True, False, True]):
+        dy = y.detach().requires_grad_()
+        torch.library.opcheck(torch.ops.nhwconv.conv2d_backward.default, (dy, x, w, *options, needs))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 7, 6), (1, 1, 5, 5), (3, 1, 1, 1), (2, 4, 1, 1), (0, 4, 5, 5)], ids=str)
+def test_fake_results_have_the_real_strides(shape: tuple[int, ...]) -> None:
+    kernel = (min(3, shape[2]), 1)
+    x, w, _ = tensors(n=shape[0], size=shape[2:], c=shape[1], kernel=kernel, grad=False)
+    geometry = [1, 1], [0, 0, 0, 0], [1, 1], 1
+    y = torch.ops.nhwconv.conv2d(x, w, None, *geometry)
+    real = [y, *torch.ops.nhwconv.conv2d_backward(y, x, w, *geometry, [True, True, True])]
+    x, w, y = x.to("meta"), w.to("meta"), y.to("meta")
+    fake = [torch.ops.nhwconv.conv2d(x, w, None, *geometry)]
+    fake += torch.ops.nhwconv.conv2d_backward(y, x, w, *geometry, [True, True, True])
+    for a, b in zip(real, fake, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (b.shape, b.stride(), b.dtype)
+
+
+# ------------------------------------------------------------------------------------------- memory
+
+
+def test_channels_last_tensors_pass_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays that nhwconv gets are the tensors' memory, and tensors that come back are the arrays'."""
+    x, w, b = (t.detach() for t in tensors(torch.float32))
+    x, w = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, w))
+    seen: list[int] = []
+    forward, backward = nc.ops.conv2d, nc.ops.conv2d_backward
+
+    def watch(function: Any) -> Any:
+        def watched(*arrays: Any, **options: Any) -> Any:
+            result = function(*arrays, **options)
+            for array in (*arrays, *(result if isinstance(result, tuple) else (result,))):
+                if isinstance(array, np.ndarray):
+                    assert array.flags.c_contiguous
+                    seen.append(array.ctypes.data)
+            return result
+
+        return watched
+
+    monkeypatch.setattr(nc.ops, "conv2d", watch(forward))
+    monkeypatch.setattr(nc.ops, "conv2d_backward", watch(backward))
+    y = conv2d(x, w, b, padding=1)
+    dy = torch.ones_like(y)
+    dx, dw = torch.autograd.grad(y, (x, w), dy)
+    expected = [t.data_ptr() for t in (x, w, b, y)] + [t.data_ptr() for t in (x, w, dy, dx, dw)]
+    assert seen == expected
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "expanded", "offset", "flipped"])
+def test_other_layouts_are_converted_and_inputs_are_left_alone(layout: str) -> None:
+    x, w, b = (t.detach() for t in tensors(n=4, size=(8, 8)))
+    x = {
+        "contiguous": lambda: x,
+        "strided": lambda: x[::2, :, ::2, 1:],
+        "expanded": lambda: x[:1].expand(3, -1, -1, -1),
+        "offset": lambda: torch.cat([x.flatten()[:1], x.flatten()])[1:].view(x.shape),
+        "flipped": lambda: x.flip(2).transpose(2, 3),
+    }[layout]()
+    before = [t.clone() for t in (x, w, b)]
+    got, expected = results(conv2d, (x, w, b)), results(functional.conv2d, (x, w, b))
+    for a, e, s in zip(got, expected, results(functional.conv2d, [t.abs() for t in (x, w, b)]), strict=True):
+        close(a, e, s)
+    assert all(torch.equal(t, old) for t, old in zip((x, w, b), before, strict=True))
+
+
+def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    backward = nc.ops.conv2d_backward
+
+    def watch(*arrays: Any, needs: Any, **options: Any) -> Any:
+        asked.append(tuple(needs))
+        return backward(*arrays, needs=needs, **options)
+
+    monkeypatch.setattr(nc.ops, "conv2d_backward", watch)
+    for needed in itertools.product((False, True), repeat=3):
+        if any(needed):
+            arrays = [a.detach().requires_grad_(n) for a, n in zip(tensors(), needed, strict=True)]
+            conv2d(*arrays).sum().backward()
+            names = tuple(name for name, n in zip(("dx", "dw", "db"), needed, strict=True) if n)
+            assert asked.pop() == names
+            assert [a.grad is not None for a in arrays] == list(needed)
+    assert not asked
+
+
+# ------------------------------------------------------------------------------- falling through, and errors
+
+
+def records(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.name == "nhwconv.torch"]
+
+
+def test_what_nhwconv_does_not_do_is_pytorchs_with_a_debug_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "nhwconv.torch")
+    x, w, b = (t.detach().to(torch.bfloat16) for t in tensors())
+    assert torch.equal(conv2d(x, w, b), functional.conv2d(x, w, b))
+    assert records(caplog) == ["input has dtype torch.bfloat16: PyTorch's own convolution runs"]
+    caplog.clear()
+
+    layer = Conv2d(4, 8, 3, padding=1, padding_mode="circular")
+    assert torch.equal(layer(x.float()), nn.Conv2d.forward(layer, x.float()))
+    assert records(caplog)[0] == "padding_mode is 'circular': PyTorch's own convolution runs"
+    caplog.clear()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        assert conv2d(x.float(), w.float()).dtype is torch.bfloat16
+    assert records(caplog) == ["autocast is on: PyTorch's own convolution runs"]
+    caplog.clear()
+
+    conv2d(x.float(), w.float(), b.float())
+    assert not records(caplog)
+
+
+def test_float16_is_stored_as_such() -> None:
+    x, w, b = (t.detach().half() for t in tensors())
+    y, exact = conv2d(x, w, b), functional.conv2d(x.double(), w.double(), b.double())
+    assert y.dtype is torch.float16
+    size = functional.conv2d(x.double().abs(), w.double().abs(), b.double().abs())
+    assert ((y.double() - exact).abs() <= torch.finfo(torch.float16).eps * size).all()
+
+
+IMAGES, KERNELS = torch.ones(1, 3, 5, 5), torch.ones(4, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ((IMAGES, torch.ones(4, 2, 3, 3)), {}),
+        ((IMAGES, torch.ones(4, 3, 7, 7)), {}),
+        ((IMAGES, KERNELS, torch.ones(3)), {}),
+        ((IMAGES, KERNELS.double()), {}),
+        ((IMAGES, KERNELS), {"stride": 0}),
+        ((IMAGES, KERNELS), {"dilation": 0}),
+        ((IMAGES, KERNELS), {"padding": -1}),
+        ((IMAGES, KERNELS), {"padding": "around"}),
+        ((IMAGES, KERNELS), {"padding": "same", "stride": 2}),
+        ((IMAGES, KERNELS), {"groups": 2}),
+        ((IMAGES, KERNELS), {"groups": 0}),
+        ((IMAGES, KERNELS), {"stride": (1, 1, 1)}),
+        ((IMAGES[0, 0], KERNELS), {}),
+        ((3, KERNELS), {}),
+    ],
+)
+def test_errors_are_pytorchs(arguments: Any, options: Any) -> None:
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as theirs:
+        functional.conv2d(*arguments, **options)
+    with pytest.raises(theirs.type) as ours:
+        conv2d(*arguments, **options)
+    if theirs.type is not TypeError:  # a TypeError lists the arguments as they were passed
+        assert str(ours.value) == str(theirs.value)
+
+
+def test_one_image_and_an_empty_batch() -> None:
+    x, w, b = tensors()
+    assert torch.equal(conv2d(x[0], w, b), conv2d(x[:1], w, b)[0])
+    y = conv2d(x[:0], w, b)
+    assert y.shape == functional.conv2d(x[:0], w, b).shape
+    grads = torch.autograd.grad(y.sum(), (w, b))
+    assert all(not g.any() for g in grads)
+
+
+# --------------------------------------------------------------------------------------------- models
+
+
+def network(dtype: torch.dtype = torch.float64) -> nn.Sequential:
+    """Return a small network with one of each kind of layer."""
+    torch.manual_seed(1)
+    layers = [
+        nn.Conv2d(3, 8, 3, padding="same"), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=8, bias=False), nn.Conv2d(8, 16, 1), nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1, padding_mode="reflect"), nn.Conv2d(16, 4, (1, 3), dilation=(1, 2)),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    ]  # fmt: skip
+    return nn.Sequential(*layers).to(dtype)
+
+
+def test_replace_and_restore_change_classes_and_nothing_else() -> None:
+    model = network()
+    before = list(model.children()), [id(p) for p in model.parameters()], copy.deepcopy(model.state_dict())
+    assert replace_conv2d(model) == ["0", "3", "4", "7"]
+    assert [type(model[i]) for i in (0, 3, 4, 6, 7)] == [Conv2d, Conv2d, Conv2d, nn.Conv2d, Conv2d]
+    assert replace_conv2d(model) == []
+    assert restore_conv2d(model) == ["0", "3", "4", "7"]
+    assert list(model.children()) == before[0]
+    assert [id(p) for p in model.parameters()] == before[1]
+    assert {type(m) for m in model} & {Conv2d} == set()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[2][name])
+    layer = nn.Conv2d(1, 1, 1)
+    assert replace_conv2d(layer) == [""]
+    assert type(layer) is Conv2d
+
+
+def test_a_layer_has_the_state_and_the_results_of_pytorchs() -> None:
+    options = {"stride": 2, "padding": (1, 0), "dilation": (1, 2), "groups": 2, "dtype": torch.float64}
+    theirs, ours = nn.Conv2d(4, 8, 3, **options), Conv2d(4, 8, 3, **options)
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    assert repr(ours) == repr(theirs)
+    x = tensors()[0]
+    expected = theirs(x)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.abs_()
+    close(ours(x), expected, theirs(x.abs()))
+
+
+def train(model: nn.Module, steps: int, run: Any = None, dtype: torch.dtype = torch.float64) -> list[float]:
+    """Return the losses of some steps of gradient descent."""
+    generator = torch.Generator().manual_seed(2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(8, 3, 12, 12, dtype=dtype, generator=generator)
+        target = torch.randint(4, (8,), generator=generator)
+        optimizer.zero_grad()
+        loss = functional.cross_entropy((run or model)(x), target)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_training_curves_match() -> None:
+    """In float64, 50 steps amplify what rounding leaves, 1e-16, by far less than 1e6."""
+    stock, ours = network(), network()
+    replace_conv2d(ours)
+    expected = train(stock, 50)
+    np.testing.assert_allclose(train(ours, 50), expected, rtol=1e-10)
+    for a, b in zip(ours.parameters(), stock.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+    assert expected[-1] != expected[0]
+
+
+def test_a_models_gradients_agree_before_and_after() -> None:
+    model = network()
+    x = torch.randn(4, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = []
+    for change in (lambda m: None, replace_conv2d, restore_conv2d):
+        change(model)
+        model.zero_grad()
+        y = model(x)
+        y.square().sum().backward()
+        found.append([y.detach(), *(p.grad.clone() for p in model.parameters())])
+    for stock, ours, again in zip(*found, strict=True):
+        torch.testing.assert_close(ours, stock, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(again, stock, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_models_train_alike_without_graph_breaks(dynamic: bool) -> None:
+    model, eager = network(), network()
+    for m in (model, eager):
+        replace_conv2d(m)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    np.testing.assert_allclose(train(model, 3, compiled), train(eager, 3), rtol=1e-12)
+
+
+def test_no_grad_and_frozen_layers() -> None:
+    x, w, b = tensors()
+    with torch.no_grad():
+        assert not conv2d(x, w, b).requires_grad
+    with torch.inference_mode():
+        assert conv2d(x, w, b).is_inference()
+    assert torch.equal(conv2d(x, w, b), conv2d(x.detach(), w.detach(), b.detach()))
+
+
+def test_memory_does_not_grow_over_200_steps() -> None:
+    """Were a step to leak one output of its layer, 4 MiB, 200 steps would hold 800."""
+    print_peak = """
+import resource, torch
+from nhwconv.torch import Conv2d
+x = torch.randn(4, 16, 128, 128).to(memory_format=torch.channels_last)
+layer = Conv2d(16, 16, 3, padding=1)
+def step():
+    layer.zero_grad()
+    layer(layer(x)).square().mean().backward()
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+for _ in range(20):
+    step()
+before = peak()
+for _ in range(200):
+    step()
+print(peak() - before)
+"""
+    assert int(child.run(print_peak)) < 64
+
+
+# ----------------------------------------------------------------------------------- processes and threads
+
+_LOADER = """
+import os, sys, torch
+from nhwconv.torch import conv2d
+torch.set_num_threads(2)
+w = torch.ones(8, 8, 3, 3)
+torch.relu(torch.ones(2**20))  # OpenMP has run: a child must not use it
+class Data(torch.utils.data.Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, i): return conv2d(torch.full((1, 8, 96, 96), float(i)), w)[0, 0, 1:2, 1:2]
+loader = torch.utils.data.DataLoader(Data(), 2, num_workers=2, multiprocessing_context=sys.argv[1])
+if __name__ == "__main__":
+    print([int(v) for batch in loader for v in batch.flatten()])
+"""
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_dataloader_workers(used: bool) -> None:
+    code = _LOADER.replace("if __name__", f"{'conv2d(torch.ones(4, 8, 96, 96), w)' if used else ''}\nif __name__")
+    assert child.run(code, "fork") == f"{[72 * i for i in range(8)]}\n"
+
+
+_DDP = """
+import os, sys, warnings, torch, torch.distributed as dist
+from torch import nn
+from nhwconv.torch import replace_conv2d
+rank, port = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{port}", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).double()
+model = model.to(memory_format=torch.channels_last)
+if len(sys.argv) > 3: replace_conv2d(model)
+parallel = nn.parallel.DistributedDataParallel(model)
+x = torch.randn(4, 3, 8, 8, dtype=torch.float64)
+for _ in range(3):
+    parallel.zero_grad()
+    parallel(x[2 * rank : 2 * rank + 2]).square().mean().backward()
+grads = [p.grad.clone() for p in model.parameters()]
+model.zero_grad()
+model(x).square().mean().backward()
+for a, p in zip(grads, model.parameters()):
+    torch.testing.assert_close(a, p.grad, rtol=1e-12, atol=1e-12)
+print("agree")
+dist.destroy_process_group()
+"""
+
+
+def test_ddp_on_gloo(tmp_path: Any) -> None:
+    processes = [child.start(_DDP, rank, tmp_path / "store", "replace") for rank in (0, 1)]
+    for process in processes:
+        status, out, err = child.finish(process)
+        assert (status, out) == (0, "agree\n"), err
+
+
+def test_pytorchs_number_of_threads_holds() -> None:
+    code = """
+import numba, torch
+torch.set_num_threads(2)
+import nhwconv.torch
+from nhwconv import ops
+seen, forward = [], ops.conv2d
+def watched(*a, **k):
+    seen.append(numba.get_num_threads())
+    return forward(*a, **k)
+ops.conv2d = watched
+x, w = torch.ones(1, 4, 8, 8), torch.ones(4, 4, 3, 3)
+assert torch.get_num_threads() == 2, torch.get_num_threads()
+for n in (2, 1, 3, 2):
+    torch.set_num_threads(n)
+    nhwconv.torch.conv2d(x, w)
+    assert torch.get_num_threads() == n
+print(seen, numba.get_num_threads(), numba.threading_layer())
+"""
+    assert child.run(code, NUMBA_NUM_THREADS=4) == "[2, 1, 3, 2] 4 omp\n"
+
+
+@pytest.mark.parametrize("first", ["torch", "nhwconv"])
+def test_one_pool_of_threads(first: str) -> None:
+    """Taking turns, both runtimes together keep two threads busy: the main one and one worker."""
+    code = """
+import os, sys
+import numpy as np
+def use_torch():
+    import torch
+    torch.set_num_threads(2)
+    torch.relu(torch.ones(2**22))
+def use_nhwconv():
+    import nhwconv as nc
+    nc.conv2d(np.ones((4, 64, 64, 64), np.float32), np.ones((64, 3, 3, 64), np.float32))
+def ticks():
+    tasks = os.listdir("/proc/self/task")
+    return {t: int(open(f"/proc/self/task/{t}/stat").read().rsplit(")")[1].split()[11]) for t in tasks}
+(use_torch if sys.argv[1] == "torch" else use_nhwconv)()
+import nhwconv.torch
+use_torch()
+use_nhwconv()
+before = ticks()
+for _ in range(100):
+    use_torch()
+    use_nhwconv()
+spent = [after - before.get(t, 0) for t, after in ticks().items()]
+print(sum(n > max(spent) / 10 for n in spent))
+"""
+    assert child.run(code, first, NUMBA_NUM_THREADS=2) == "2\n"
+
+
+def test_torch_is_imported_by_its_adapter_alone() -> None:
+    code = "import sys, nhwconv; print({'torch', 'jax', 'dask'} & set(sys.modules))"
+    assert child.run(code) == "set()\n"
