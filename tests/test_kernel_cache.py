@@ -101,11 +101,9 @@ def test_a_folder_in_the_place_of_a_file_is_a_miss(store, tmp_path):
     file.unlink()
     file.mkdir()
     assert store.load("key") is None
-    jit._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="cannot keep compiled kernels"):
         store.save("key", DATA)
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == []  # nothing temporary remains
-    jit._warn_once.cache_clear()
 
 
 def test_cache_folder_and_clear_cache(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Threads and forks: the same bits however many there are, and calls that survive them, under every threading layer."""
 
 import os
+import threading
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -173,14 +175,32 @@ def test_which_form_runs(recorded):
     kernel(workers=2)
     jit._launcher.layer = "workqueue"
     kernel(workers=2)
-    assert not jit._launcher.lock.locked()
-    with jit._launcher.lock:
+    assert not jit._launcher.inside
+    with inside_another_thread():
         kernel(workers=2)
         jit._launcher.layer = "omp"
         kernel(workers=2)
     jit._launcher.orphaned = True
     kernel(workers=2)
     assert log == ["serial", "parallel", "parallel", "serial", "parallel", "serial"]
+
+
+@contextmanager
+def inside_another_thread():
+    """As if another thread were inside a workqueue launch."""
+    jit._launcher.inside["launch"] = threading.get_ident() + 1
+    yield
+    jit._launcher.leave()
+
+
+def test_ctrl_c_after_a_claim_locks_nobody_out(recorded):
+    """An interrupt between the claim of workqueue and what gives it back: the thread's next call repairs it."""
+    kernel, log = recorded
+    jit._launcher.layer = "workqueue"
+    assert jit._launcher.enter()
+    kernel(workers=2)
+    assert log == ["parallel"]
+    assert not jit._launcher.inside
 
 
 def test_an_error_frees_the_lock(recorded):
@@ -194,20 +214,22 @@ def test_an_error_frees_the_lock(recorded):
     kernel.parallel = fails
     with pytest.raises(KeyboardInterrupt):
         kernel(workers=2)
-    assert not jit._launcher.lock.locked()
+    assert not jit._launcher.inside
 
 
-def test_a_child_has_a_lock_of_its_own(recorded, monkeypatch):
-    """The parent's thread that held the lock does not exist in the child; whether OpenMP ran is remembered there."""
+def test_a_child_may_launch_at_once(recorded, monkeypatch):
+    """The thread that was inside a launch does not exist in the child; whether OpenMP ran is remembered there."""
     kernel, log = recorded
     jit._launcher.layer = "workqueue"
     monkeypatch.setattr(jit, "threading_layer", lambda: "workqueue")
-    with jit._launcher.lock:
+    with inside_another_thread():
+        jit._launcher.before_fork()
         jit._launcher.after_fork()
         kernel(workers=2)
     assert log == ["parallel"]
     monkeypatch.setattr(jit, "threading_layer", lambda: "omp")
     monkeypatch.setattr(jit.parallel, "_is_initialized", True)
+    jit._launcher.before_fork()
     jit._launcher.after_fork()
     kernel(workers=2)
     assert log == ["parallel", "serial"]

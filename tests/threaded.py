@@ -102,15 +102,20 @@ def sixteen_threads() -> None:
         print(threading_layer(), sum(pool.map(calls, range(16))))
 
 
-def in_child(work: Any) -> None:
-    """Fork; raise unless the child finishes its work within a minute."""
+def bits_of(case: Case, pass_: str) -> bytes:
+    """Return the bits of one pass, with "auto"."""
+    return run(case, data_of(case, np.float32), pass_, "auto").tobytes()
+
+
+def in_child(work: Any, seconds: int = 60) -> None:
+    """Fork; raise unless the child finishes its work in time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forking with threads. That is the test.
         pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            signal.alarm(60)
+            signal.alarm(seconds)
             work()
             status = 0
         finally:
