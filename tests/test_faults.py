@@ -1,4 +1,4 @@
-"""Faults: a fork, a kill, Ctrl-C, a full disk, too little memory. The next result is right, and nothing is left broken."""
+"""Faults: a fork, a kill, Ctrl-C, a full disk, too little memory. The next result is right, nothing stays broken."""
 
 import errno
 import os
@@ -21,7 +21,7 @@ from test_threads import each_layer
 OLD = time.time() - files.UNUSED - 60
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def place(tmp_path, monkeypatch):
     """An empty cache folder, of a process that has not swept or warned yet."""
     monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
@@ -48,7 +48,7 @@ def keep_tuning(name="forward"):
 # ---------------------------------------------------------------------------------------- files and folders
 
 
-def test_a_full_disk_is_one_warning(monkeypatch):
+def test_a_full_disk_is_one_warning(place, monkeypatch):
     """However many kernels and choices there are: the error names another temporary file each time."""
     count = 0
 
@@ -208,7 +208,7 @@ def test_unused_buffers_are_given_back_before_memory_runs_out(monkeypatch):
 @pytest.mark.parametrize("pass_", PASSES)
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_a_workspace_that_cannot_be_allocated_leaves_nothing_broken(dtype, pass_, strategy, monkeypatch):
-    """Whichever allocation of a call fails, the error is a MemoryError, inputs are as before and the next call is right."""
+    """Whichever allocation of a call fails, the error is a MemoryError, and the next call is right."""
     case = next(c for c in TYPICAL if strategy in supporting(c, pass_, dtype=dtype))
     data = data_of(case, dtype)
     expected = run(case, data, pass_, strategy).tobytes()
@@ -236,7 +236,6 @@ def test_a_workspace_that_cannot_be_allocated_leaves_nothing_broken(dtype, pass_
 def test_too_little_address_space():
     """Results of 4 GiB do not fit: a MemoryError from every strategy; what fits without unused buffers, works."""
     out = child.run("import faults; faults.too_little_memory()", NUMBA_NUM_THREADS=2)
-    # depthwise refuses nothing here; each of them asks for y first
     assert out.split() == [name for name in nc.strategies() if name != "winograd"]
 
 

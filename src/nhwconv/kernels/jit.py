@@ -176,8 +176,8 @@ class _Launcher:
     def enter(self) -> bool:
         """Claim workqueue for this thread; False where another thread is inside a launch.
 
-        Ctrl-C may strike between a claim and the `try` that gives it back. A claim is its thread's, and a thread that comes
-        here is inside no launch: so its next call has the claim, and gives it back.
+        Ctrl-C may strike between a claim and the `try` that gives it back. But a claim is its thread's, and a thread
+        that comes here is inside no launch: so its next call has the claim, and gives it back.
         """
         me = threading.get_ident()
         return self.inside.setdefault("launch", me) == me  # one step, whichever threads are about
