@@ -11,12 +11,9 @@ import mutate
 @pytest.mark.parametrize("mutant", mutate.MUTANTS, ids=lambda m: m.name)
 def test_a_mutant_is_one_change(mutant, tmp_path):
     mutate.copy(mutant, tmp_path)
-    changed = [
-        p
-        for p in tmp_path.rglob("*.py")
-        if p.read_text() != (mutate.PACKAGE / p.relative_to(tmp_path / "nhwconv")).read_text()
-    ]
-    assert changed == [tmp_path / "nhwconv" / mutant.file]
+    mine = tmp_path / "nhwconv"
+    changed = [p for p in mine.rglob("*.py") if p.read_text() != (mutate.PACKAGE / p.relative_to(mine)).read_text()]
+    assert changed == [mine / mutant.file]
     compile(changed[0].read_text(), mutant.file, "exec")
     files = [a for a in shlex.split(mutant.tests) if a.startswith("tests/")]
     assert files
