@@ -19,7 +19,8 @@ def start(code: str, *arguments: object, **environment: object) -> subprocess.Po
     paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
     env |= {"PYTHONPATH": os.pathsep.join(paths)} | {k: str(v) for k, v in environment.items()}
     command = [sys.executable, "-W", "error", "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=env, text=True, stdin=pipe, stdout=pipe, stderr=pipe)
 
 
 def finish(process: subprocess.Popen[str], timeout: float = 300) -> tuple[int, str, str]:

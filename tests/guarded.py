@@ -1,10 +1,11 @@
-"""Arrays whose first or last byte touches a page without access, and a run of random problems on them.
+"""Arrays whose first or last byte touches a page without access, and a process that runs problems on them.
 
 A kernel under an intrinsic has no bounds check. Here a read or write past an array's end kills the process, a write
 into the rest of its first or last page is found afterwards, and inputs are read-only for the processor itself.
 Workspaces, which come from `nhwconv.arrays.empty`, are guarded as well.
 
-``run(seed, count)`` is what the test starts in a process of its own; it prints each problem before it is run.
+``serve()`` is what the test starts in a process of its own: it reads problems, a line each, and answers "ok"; a problem
+that touches what it should not ends the process.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ from __future__ import annotations
 import ctypes
 import math
 import mmap
+import signal
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import nhwconv as nc
-from cases import DTYPES, PASSES, draw_data, random_case, refusal
-from nhwconv import arrays
+from cases import PASSES, Case, Data, draw_data, refusal
+from nhwconv import arrays, storage
 from nhwconv.strategies import REGISTRY, depthwise, loop
 from tolerance import assert_close
 
@@ -78,63 +81,84 @@ def _workspaces(at_start: bool) -> list[Guarded]:
     return made
 
 
-def _run_pass(case: Any, data: Any, pass_: str, strategy: str, at_start: bool, accumulate: bool) -> np.ndarray:
-    guarded = []
+def _strides(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides, in elements, of an array of this shape."""
+    wide = list(shape)
+    if layout == "gaps":  # after every pixel, row and image
+        wide = [size + gap for size, gap in zip(shape, (0, 1, 2, 3)[4 - len(shape) :], strict=True)]
+    strides = [math.prod(wide[i + 1 :]) for i in range(len(shape))]
+    if layout == "every second":
+        strides = [2 * s for s in strides]
+    if layout == "backwards":
+        strides = [-s for s in strides]
+    if layout == "Fortran":
+        strides = [math.prod(shape[:i]) for i in range(len(shape))]
+    if layout == "repeated":  # one image, or one kernel, again and again
+        strides[0] = 0
+    return tuple(strides)
 
-    def put(value: np.ndarray, writable: bool = False) -> np.ndarray:
-        g = Guarded(value.shape, value.dtype, at_start)
-        g.array[...] = value
-        if not writable:
-            g.make_read_only()
+
+LAYOUTS = ("contiguous", "every second", "backwards", "Fortran", "gaps", "repeated")
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is run: every pass and strategy that can do it, with arrays of these strides at both ends of their pages."""
+
+    case: Case
+    dtype: str = "float32"
+    layout: str = "contiguous"
+    seed: int = 0
+    stream: bool = False  # results past the caches, from the first byte on
+    strip: int = storage.STRIP  # elements of half types that are converted at a time
+
+
+def _inputs(problem: Problem, at_start: bool) -> tuple[Any, list[Guarded]]:
+    """Return x, w, b and dy, read-only, and what guards them."""
+    guarded, views = [], []
+    data = draw_data(problem.case, nc.checks.as_dtype("guarded", problem.dtype), problem.seed)
+    for value in data:
+        strides = _strides(problem.layout, value.shape)
+        reach = [(size - 1) * stride for size, stride in zip(value.shape, strides, strict=True)]
+        extent = sum(map(abs, reach)) + 1 if value.size else 0
+        g = Guarded((extent,), value.dtype, at_start)
+        first = g.array[-sum(r for r in reach if r < 0) :]
+        view = np.lib.stride_tricks.as_strided(first, value.shape, [value.itemsize * s for s in strides])
+        view[...] = value
+        g.make_read_only()
         guarded.append(g)
-        return g.array
+        views.append(view)
+    return type(data)(*views), guarded
 
-    workspaces = _workspaces(at_start)
+
+def _run_pass(problem: Problem, pass_: str, strategy: str, at_start: bool) -> np.ndarray:
+    case, accumulate = problem.case, at_start
+    data, guarded = _inputs(problem, at_start)
     options = {**case.options, "strategy": strategy}
     shape = {"forward": case.y_shape, "weight_grad": case.w_shape, "input_grad": case.x_shape}[pass_]
-    out = put(np.full(shape, 0 if accumulate else np.nan, data.x.dtype), writable=True)
+    results = [Guarded(s, data.x.dtype, at_start) for s in (shape, (case.d,))]
+    out, db = (r.array for r in results)
+    out.fill(0 if accumulate else np.nan)
+    workspaces = _workspaces(at_start)
     if pass_ == "forward":
-        nc.conv2d(put(data.x), put(data.w), put(data.b), **options, out=out)
+        nc.conv2d(data.x, data.w, data.b, **options, out=out)
     elif pass_ == "weight_grad":
         size = case.kh, case.kw
-        nc.conv2d_weight_grad(put(data.x), put(data.dy), size, **options, out=out, accumulate=accumulate)
-        db = put(np.full(case.d, np.nan, data.x.dtype), writable=True)
-        nc.conv2d_bias_grad(put(data.dy), out=db)
+        nc.conv2d_weight_grad(data.x, data.dy, size, **options, out=out, accumulate=accumulate)
+        nc.conv2d_bias_grad(data.dy, out=db)
     else:
-        nc.conv2d_input_grad(put(data.dy), put(data.w), (case.h, case.w), **options, out=out)
-    for g in guarded + workspaces:
+        nc.conv2d_input_grad(data.dy, data.w, (case.h, case.w), **options, out=out)
+    for g in guarded + results + workspaces:
         g.check()
     return out.copy()
-
-
-def run(seed: int, count: int) -> None:
-    """Run random problems, each strategy and pass, arrays at the ends and at the starts of their pages."""
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        case, dtype = random_case(rng), DTYPES[rng.integers(2)]
-        data = draw_data(case, dtype, int(rng.integers(1000)))
-        stream = int(rng.integers(2)) * 2**40  # from the first byte on, or never
-        loop.STREAM_BYTES = depthwise.STREAM_BYTES = stream
-        for pass_ in PASSES:
-            # The reference runs on ordinary arrays, and is itself tested against the oracle.
-            wide = type(data)(*(a.astype(np.float64) for a in data))
-            expected = _reference(case, wide, pass_)
-            absolute = _reference(case, type(data)(*(np.abs(a) for a in wide)), pass_)
-            for strategy in REGISTRY:
-                if refusal(case, pass_, strategy, dtype) is not None:
-                    continue
-                for at_start in (False, True):
-                    place = "start" if at_start else "end"
-                    print(f"{pass_} {strategy} {np.dtype(dtype)} at the {place}: {case!r}", flush=True)
-                    got = _run_pass(case, data, pass_, strategy, at_start, accumulate=at_start)
-                    # Twice the length: the reference has rounding errors, too.
-                    assert_close(got, expected, absolute, 2 * case.length(pass_) + 2, strategy, case)
 
 
 _ORDINARY = arrays.empty
 
 
-def _reference(case: Any, data: Any, pass_: str) -> np.ndarray:
+def _reference(case: Case, data: Any, pass_: str) -> np.ndarray:
+    """Return the result on ordinary arrays, by what is itself tested against the oracle."""
     arrays.empty = _ORDINARY
     options = {**case.options, "strategy": "tensordot"}
     if pass_ == "forward":
@@ -144,5 +168,31 @@ def _reference(case: Any, data: Any, pass_: str) -> np.ndarray:
     return nc.conv2d_input_grad(data.dy, data.w, (case.h, case.w), **options)
 
 
-if __name__ == "__main__":
-    run(int(sys.argv[1]), int(sys.argv[2]))
+def run(problem: Problem) -> int:
+    """Run a problem; print what is about to run, and return how often something ran."""
+    case, count = problem.case, 0
+    loop.STREAM_BYTES = depthwise.STREAM_BYTES = 0 if problem.stream else 2**40
+    storage.STRIP = problem.strip
+    for pass_ in PASSES:
+        wide = [view.astype(np.float64) for view in _inputs(problem, True)[0]]
+        expected = _reference(case, Data(*wide), pass_)
+        absolute = _reference(case, Data(*map(np.abs, wide)), pass_)
+        for strategy in REGISTRY:
+            if refusal(case, pass_, strategy, problem.dtype) is not None:
+                continue
+            for at_start in (False, True):
+                print(f"{pass_} {strategy} at the {'start' if at_start else 'end'}: {problem!r}", flush=True)
+                got = _run_pass(problem, pass_, strategy, at_start)
+                # Twice the length: the reference has rounding errors, too.
+                assert_close(got, expected, absolute, 2 * case.length(pass_) + 2, strategy, case)
+                count += 1
+    return count
+
+
+def serve() -> None:
+    """Run the problems that come in, a line of Python each; a minute is enough for any of them."""
+    for line in sys.stdin:
+        signal.alarm(60)
+        count = run(eval(line))
+        signal.alarm(0)
+        print("ok", count, flush=True)

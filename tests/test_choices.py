@@ -8,7 +8,7 @@ import pytest
 
 import child
 import nhwconv as nc
-from nhwconv import choices, machine
+from nhwconv import choices, files, machine
 from rigged import W, X
 
 PROBLEM = nc.plan("forward", X, W, padding=1).problem
@@ -26,10 +26,10 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("NHWCONV_TUNING", "write")
     choices.forget()
-    choices._warn_once.cache_clear()
+    files._told.clear()
     yield tmp_path / "nhwconv" / "tuning"
     choices.forget()
-    choices._warn_once.cache_clear()
+    files._told.clear()
 
 
 def keep(strategy="loop", pass_="forward", problem=PROBLEM):

@@ -1,30 +1,71 @@
 """No kernel touches a byte outside of its arrays: they lie against pages without access, in processes of their own."""
 
-import os
 import signal
 import sys
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import child
+from cases import cases
+from extent import amount
+from guarded import DTYPES, LAYOUTS, Problem
 
 pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs mprotect")
 
-#: How many random problems, over all processes together; more finds more.
-PROBLEMS = int(os.environ.get("NHWCONV_GUARD_PROBLEMS", "300"))
-PROCESSES = 3
+#: How many random problems, over both processes together.
+PROBLEMS = amount(300, 5000)
 
 
-@pytest.mark.parametrize("seed", range(PROCESSES))
-def test_no_pass_touches_memory_outside_its_arrays(seed):
-    """Random problems, every strategy and pass, arrays and workspaces at the ends and the starts of their pages."""
-    count = -(-PROBLEMS // PROCESSES)
-    code = "import sys, guarded; guarded.run(int(sys.argv[1]), int(sys.argv[2]))"
-    process = child.start(code, seed, count, NUMBA_NUM_THREADS=1 + seed % 2)  # serial and parallel forms
-    status, out, err = child.finish(process, timeout=60 + count)
-    last = out.strip().rsplit("\n", 1)[-1]
-    assert status == 0, f"ended with {status} in\n{last}\n{err}"
-    assert len(out.splitlines()) > count  # it did run
+class Worker:
+    """A process that runs problems; where one kills it, a new one takes the next."""
+
+    def __init__(self, threads):
+        self.threads, self.process = threads, None
+
+    def run(self, problem):
+        if self.process is None:
+            self.process = child.start("import guarded; guarded.serve()", NUMBA_NUM_THREADS=self.threads)
+        print(repr(problem), file=self.process.stdin, flush=True)
+        last = ""
+        for line in self.process.stdout:
+            if line.startswith("ok"):
+                return int(line.split()[1])
+            last = line
+        process, self.process = self.process, None
+        status, _, err = child.finish(process)
+        raise AssertionError(f"ended with {status} in\n{last}\n{err}")
+
+    def stop(self):
+        if self.process:
+            assert child.finish(self.process)[0] == 0
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["serial", "parallel"])
+def worker(request):
+    """Kernels in their serial form and in the parallel one."""
+    worker = Worker(request.param)
+    yield worker
+    worker.stop()
+
+
+problems = st.builds(
+    Problem,
+    cases(),
+    st.sampled_from(DTYPES),
+    st.sampled_from(LAYOUTS),
+    st.integers(0, 999),
+    st.booleans(),
+    st.sampled_from([30, 1000, 2**22]),
+)
+
+
+@settings(max_examples=PROBLEMS // 2)
+@given(problem=problems)
+def test_no_pass_touches_memory_outside_its_arrays(worker, problem):
+    """Every strategy, pass, dtype and stride: arrays and workspaces at the ends and the starts of their pages."""
+    assert worker.run(problem) >= 3 * 3 * 2  # three strategies at least do every pass
 
 
 KILLED = (-signal.SIGSEGV, -signal.SIGBUS)

@@ -1,13 +1,19 @@
 """Threads and forks: the same bits however many there are, and calls that survive them, under every threading layer."""
 
+import importlib.util
+import multiprocessing
 import os
+import threading
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import child
 import threaded
-from cases import DTYPES, PASSES, data_of, random_case, run
+from cases import DTYPES, PASSES, TYPICAL, data_of, random_case, refusal, run
+from extent import FORM, amount
 from nhwconv import machine
 from nhwconv.kernels import jit
 from nhwconv.strategies import AUTO, REGISTRY
@@ -49,6 +55,7 @@ def bits(monkeypatch, case, dtype, pass_, strategy, form, workers):
 
 
 RNG = np.random.default_rng(5)
+STEADY = [*TYPICAL, replace(TYPICAL[2], groups=1, padding=((0, 0), (0, 0)))]
 SOME = [*threaded.LARGE, threaded.SMALL, *(random_case(RNG) for _ in range(8))]
 
 
@@ -83,10 +90,15 @@ def problem_of(case, pass_, dtype):
 
 
 def test_bits_depend_on_no_number_of_threads_and_no_layer():
-    """NUMBA_NUM_THREADS 1, 2, 3 and 5, set_num_threads below that, three threading layers: one hash."""
+    """NUMBA_NUM_THREADS and set_num_threads up to 16, more than any cores, three threading layers: one hash."""
     code = "import sys, threaded; threaded.print_bits(*sys.argv[1:])"
     layers = [layer for layer in LAYERS if layer != "tbb" or threaded.find_tbb()]
-    jobs = [(layers[0], 5, [1, 2, 3, 5]), (layers[-1], 3, [3]), (layers[1], 2, [2, 1]), (layers[1], 1, [1])]
+    jobs = [(layer, 16, amounts) for layer, amounts in zip(layers, ([1, 2, 3, 4, 7, 16], [16], [7, 16]), strict=False)]
+    if FORM == "nightly":
+        jobs = [(layer, 16, [1, 2, 3, 4, 7, 16]) for layer in layers]
+        jobs += [(layer, most, [most]) for layer in layers for most in (1, 2, 3, 4, 7)]
+    else:
+        jobs += [(layers[1], 1, [1])]
     hashes = set()
     for layer, most, threads in jobs:
         *found, ran = child.run(code, *threads, NUMBA_NUM_THREADS=most, NUMBA_THREADING_LAYER=layer).split()
@@ -97,10 +109,13 @@ def test_bits_depend_on_no_number_of_threads_and_no_layer():
 
 
 @each_layer
-def test_sixteen_threads_call_at_once(layer):
-    """400 calls from 16 Python threads: none crashes, each result has the bits of a lone call."""
-    code = "import threaded; threaded.sixteen_threads()"
-    assert child.run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=3).split() == [layer, "400"]
+def test_many_threads_call_at_once(layer):
+    """Calls of different problems from 32 Python threads: none crashes, each result has the bits of a lone call."""
+    code = "import sys, threaded; threaded.many_callers(*sys.argv[1:])"
+    seconds = amount(2, 30)
+    ran, callers, least = child.run(code, 32, seconds, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=3).split()
+    assert (ran, callers) == (layer, "32")
+    assert int(least) >= seconds
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -109,6 +124,32 @@ def test_a_forked_child_computes(layer):
     """After a parallel call, a child and its own child compute the same bits, and so does the parent afterwards."""
     code = "import threaded; threaded.fork_after_a_parallel_call()"
     assert child.run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2).split() == [layer]
+
+
+METHODS = [*multiprocessing.get_all_start_methods(), *(["DataLoader"] if importlib.util.find_spec("torch") else [])]
+
+
+@pytest.mark.parametrize("layer", LAYERS if FORM == "nightly" else ["omp"])
+def test_processes_of_every_start_method_compute(layer):
+    """fork, forkserver and spawn, and where PyTorch is installed a worker of its DataLoader, after a parallel call."""
+    code = "import sys, threaded; threaded.children(*sys.argv[1:])"
+    out = child.run(code, *METHODS, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2)
+    assert out.split() == METHODS
+
+
+@pytest.mark.parametrize("strategy", AUTO)
+@pytest.mark.parametrize("pass_", ["forward", "input_grad"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_permuting_the_samples_permutes_the_result(dtype, pass_, strategy):
+    """Bit for bit: no image's result depends on its neighbours, nor on which task computes it."""
+    order = np.random.default_rng(3).permutation(7)
+    for case in (replace(c, n=7) for c in [*threaded.LARGE, threaded.SMALL, *STEADY]):
+        if refusal(case, pass_, strategy, dtype) is not None:
+            continue
+        data = data_of(case, dtype)
+        permuted = data._replace(x=data.x[order], dy=data.dy[order])
+        got = run(case, permuted, pass_, strategy)
+        assert got.tobytes() == run(case, data, pass_, strategy)[order].tobytes(), case
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -173,14 +214,32 @@ def test_which_form_runs(recorded):
     kernel(workers=2)
     jit._launcher.layer = "workqueue"
     kernel(workers=2)
-    assert not jit._launcher.lock.locked()
-    with jit._launcher.lock:
+    assert not jit._launcher.inside
+    with inside_another_thread():
         kernel(workers=2)
         jit._launcher.layer = "omp"
         kernel(workers=2)
     jit._launcher.orphaned = True
     kernel(workers=2)
     assert log == ["serial", "parallel", "parallel", "serial", "parallel", "serial"]
+
+
+@contextmanager
+def inside_another_thread():
+    """As if another thread were inside a workqueue launch."""
+    jit._launcher.inside["launch"] = threading.get_ident() + 1
+    yield
+    jit._launcher.leave()
+
+
+def test_ctrl_c_after_a_claim_locks_nobody_out(recorded):
+    """An interrupt between the claim of workqueue and what gives it back: the thread's next call repairs it."""
+    kernel, log = recorded
+    jit._launcher.layer = "workqueue"
+    assert jit._launcher.enter()
+    kernel(workers=2)
+    assert log == ["parallel"]
+    assert not jit._launcher.inside
 
 
 def test_an_error_frees_the_lock(recorded):
@@ -194,20 +253,22 @@ def test_an_error_frees_the_lock(recorded):
     kernel.parallel = fails
     with pytest.raises(KeyboardInterrupt):
         kernel(workers=2)
-    assert not jit._launcher.lock.locked()
+    assert not jit._launcher.inside
 
 
-def test_a_child_has_a_lock_of_its_own(recorded, monkeypatch):
-    """The parent's thread that held the lock does not exist in the child; whether OpenMP ran is remembered there."""
+def test_a_child_may_launch_at_once(recorded, monkeypatch):
+    """The thread that was inside a launch does not exist in the child; whether OpenMP ran is remembered there."""
     kernel, log = recorded
     jit._launcher.layer = "workqueue"
     monkeypatch.setattr(jit, "threading_layer", lambda: "workqueue")
-    with jit._launcher.lock:
+    with inside_another_thread():
+        jit._launcher.before_fork()
         jit._launcher.after_fork()
         kernel(workers=2)
     assert log == ["parallel"]
     monkeypatch.setattr(jit, "threading_layer", lambda: "omp")
     monkeypatch.setattr(jit.parallel, "_is_initialized", True)
+    jit._launcher.before_fork()
     jit._launcher.after_fork()
     kernel(workers=2)
     assert log == ["parallel", "serial"]

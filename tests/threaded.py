@@ -5,10 +5,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import hashlib
+import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +19,8 @@ from typing import Any
 import numpy as np
 
 import nhwconv as nc
-from cases import PASSES, Case, data_of, exact_of, run
+from cases import PASSES, Case, data_of, exact_of, run, supporting
+from nhwconv.strategies import AUTO
 from tolerance import assert_close
 
 PAD1 = ((1, 1), (1, 1))
@@ -46,13 +49,15 @@ def load_tbb() -> None:
 
 
 def all_bits(cases: list[Case] = LARGE, dtypes: Any = (np.float32,)) -> str:
-    """Return a hash of the bits of every pass, with "auto" and of the bias gradient."""
+    """Return a hash of the bits of every pass and strategy that promises them, and of the bias gradient."""
     digest = hashlib.sha256()
     for case in cases:
         for dtype in dtypes:
             data = data_of(case, dtype)
             for pass_ in PASSES:
-                digest.update(run(case, data, pass_, "auto").tobytes())
+                for strategy in supporting(case, pass_, dtype=dtype):
+                    if strategy in AUTO:
+                        digest.update(run(case, data, pass_, strategy).tobytes())
             digest.update(nc.conv2d_bias_grad(data.dy).tobytes())
     return digest.hexdigest()
 
@@ -77,8 +82,8 @@ def check(case: Case, dtype: Any = np.float32, strategy: str = "auto") -> None:
         assert_close(got, *exact_of(case, dtype, pass_), case.length(pass_), ran, case)
 
 
-def sixteen_threads() -> None:
-    """Call from 16 Python threads at once, each result checked by its bits; print how many calls were made."""
+def many_callers(count: str, seconds: str) -> None:
+    """Call from many Python threads at once, each result checked by its bits; print layer, threads and least calls."""
     from numba.np.ufunc.parallel import threading_layer
 
     load_tbb()
@@ -87,30 +92,38 @@ def sixteen_threads() -> None:
         check(case)
         for pass_ in PASSES:
             expected[case, pass_] = run(case, data_of(case, np.float32), pass_, "auto").tobytes()
-    together = threading.Barrier(16)
+    callers = int(count)
+    together = threading.Barrier(callers)
 
     def calls(seed: int) -> int:
         rng = np.random.default_rng(seed)
         together.wait(60)
-        for _ in range(25):
+        calls, end = 0, time.monotonic() + float(seconds)
+        while time.monotonic() < end or calls < 3:
+            calls += 1
             case, pass_ = LARGE[rng.integers(len(LARGE))], PASSES[rng.integers(3)]
             got = run(case, data_of(case, np.float32), pass_, "auto")
             assert got.tobytes() == expected[case, pass_], f"thread {seed}: {pass_} of {case}"
-        return 25
+        return calls
 
-    with ThreadPoolExecutor(16) as pool:
-        print(threading_layer(), sum(pool.map(calls, range(16))))
+    with ThreadPoolExecutor(callers) as pool:
+        print(threading_layer(), callers, min(pool.map(calls, range(callers))))
 
 
-def in_child(work: Any) -> None:
-    """Fork; raise unless the child finishes its work within a minute."""
+def bits_of(case: Case, pass_: str) -> bytes:
+    """Return the bits of one pass, with "auto"."""
+    return run(case, data_of(case, np.float32), pass_, "auto").tobytes()
+
+
+def in_child(work: Any, seconds: int = 60) -> None:
+    """Fork; raise unless the child finishes its work in time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: forking with threads. That is the test.
         pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            signal.alarm(60)
+            signal.alarm(seconds)
             work()
             status = 0
         finally:
@@ -143,6 +156,42 @@ def fork_after_a_parallel_call() -> None:
     in_child(with_grandchild)
     work()
     print(threading_layer())
+
+
+def child_of(method: str) -> str:
+    """Compute in a process of this start method, after a parallel call here; return its bits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as in `in_child`
+        if method == "DataLoader":
+            return str(_loaded())
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            return str(pool.apply_async(all_bits, [LARGE[:2]]).get(120))
+
+
+def _loaded() -> object:
+    """Return the bits that a worker of PyTorch's DataLoader computes."""
+    from torch.utils.data import DataLoader, Dataset
+
+    class Bits(Dataset):  # type: ignore[misc,type-arg]
+        def __len__(self) -> int:
+            return 1
+
+        def __getitem__(self, index: int) -> str:
+            return all_bits(LARGE[:2])
+
+    return next(iter(DataLoader(Bits(), num_workers=1)))[0]
+
+
+def children(*methods: str) -> None:
+    """Compute in children of these start methods, from this thread and from another one; print what was tried."""
+    load_tbb()
+    bits = all_bits(LARGE[:2])
+    for method in methods:
+        assert child_of(method) == bits, method
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(child_of, methods[0]).result() == bits
+    assert all_bits(LARGE[:2]) == bits
+    print(*methods)
 
 
 def fork_while_another_thread_computes() -> None:

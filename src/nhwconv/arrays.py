@@ -36,7 +36,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if nbytes < 4096:  # too small for alignment to pay for itself
         return np.empty(shape, dtype)
     if nbytes < REUSED_FROM:
-        raw = np.empty(nbytes + ALIGNMENT, np.uint8)
+        raw = _buffers.new(nbytes)
         return np.ndarray(shape, dtype, raw, -raw.ctypes.data % ALIGNMENT)
     raw = _buffers.take(nbytes)
     # The array's base is an object that can be watched; when the last view is gone, the buffer comes back.
@@ -70,7 +70,15 @@ class _Buffers:
             if nbytes + ALIGNMENT <= raw.nbytes <= nbytes + nbytes // 4 + ALIGNMENT:
                 return raw
             self._unused.append(raw)
-        return np.empty(nbytes + ALIGNMENT, np.uint8)
+        return self.new(nbytes)
+
+    def new(self, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Return a new buffer for `nbytes` and their alignment."""
+        try:
+            return np.empty(nbytes + ALIGNMENT, np.uint8)
+        except MemoryError:
+            self.clear()  # what is kept may be what is missing
+            return np.empty(nbytes + ALIGNMENT, np.uint8)
 
     def give_back(self, raw: npt.NDArray[np.uint8]) -> None:
         """Keep a buffer for later; the oldest go where there are too many."""

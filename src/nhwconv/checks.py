@@ -165,6 +165,12 @@ def _a(noun: str) -> str:
 # ------------------------------------------------------------------------------------ integer arguments
 
 
+def _shown(number: int) -> str:
+    """Return a number for a message; Python refuses to print very long ones."""
+    bits = number.bit_length()
+    return str(number) if bits < 256 else f"an integer of {bits} bits"
+
+
 def integer(function: str, name: str, value: Any, least: int) -> int:
     """Return an integer argument as an int; bools and floats are refused."""
     if isinstance(value, (bool, np.bool_)):
@@ -174,15 +180,15 @@ def integer(function: str, name: str, value: Any, least: int) -> int:
     except TypeError:
         fail(function, f"{name} is {value!r}, expected an integer", TypeError)
     if number < least:
-        fail(function, f"{name} is {number}, expected at least {least}")
+        fail(function, f"{name} is {_shown(number)}, expected at least {least}")
     if number > LARGEST:
-        fail(function, f"{name} is {number}, expected at most {LARGEST}")
+        fail(function, f"{name} is {_shown(number)}, expected at most {LARGEST}")
     return number
 
 
 def pair(function: str, name: str, value: Any, least: int) -> tuple[int, int]:
     """Return an int, or a pair of them for rows and columns, as a pair."""
-    if isinstance(value, (tuple, list, np.ndarray)) and np.ndim(value) > 0:
+    if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim):
         if len(value) != 2:
             fail(function, f"{name} has {len(value)} values, expected an int or a pair")
         first, second = value
@@ -319,14 +325,14 @@ def _build(
             f"w has {cg} input channels per group, but {whose} has {c} channels in {groups} group{'s' * (groups > 1)}",
         )
     problem = ConvProblem(n, h, w, c, d, *kernel, form.stride, form.pads((h, w), kernel), form.dilation, groups, dtype)
-    if max(math.prod(shape) for shape in (problem.x_shape, problem.w_shape, problem.y_shape)) > LARGEST_ARRAY:
-        fail(function, f"{problem} has an array of more than {LARGEST_ARRAY} elements")
     for axis, size, out, length in ((0, h, problem.oh, kernel[0]), (1, w, problem.ow, kernel[1])):
         if out < 1:
             before, after = problem.padding[axis]
             reach = problem.dilation[axis] * (length - 1) + 1
             span = f"{reach} {('rows', 'columns')[axis]}"
             fail(function, f"the kernel spans {span}, but the padded input has only {size + before + after}")
+    if max(math.prod(shape) for shape in (problem.x_shape, problem.w_shape, problem.y_shape)) > LARGEST_ARRAY:
+        fail(function, f"{problem} has an array of more than {LARGEST_ARRAY} elements")
     return problem
 
 

@@ -35,7 +35,7 @@ import numba
 from . import machine
 from ._version import __version__
 from .checks import fail
-from .files import write_whole
+from .files import keep as keep_file
 from .kernels.jit import cache_folder
 from .problem import ConvProblem, Pass
 from .strategies import AUTO
@@ -73,10 +73,7 @@ def keep(function: str, pass_: Pass, problem: ConvProblem, strategy: str, second
     """Remember a choice, and what each candidate took; on disk too where NHWCONV_TUNING lets it."""
     _tuned[pass_, problem] = strategy
     if mode(function) == "write":
-        try:
-            _write(_key(pass_, problem), strategy, seconds)
-        except OSError as error:
-            _warn_once(str(folder()), str(error))
+        _write(_key(pass_, problem), strategy, seconds)
 
 
 def count() -> int:
@@ -130,7 +127,8 @@ def _path(key: dict[str, Any]) -> Path:
 
 def _write(key: dict[str, Any], strategy: str, seconds: dict[str, float]) -> None:
     record = {"key": key, "strategy": strategy, "seconds": seconds}
-    write_whole(_path(key), json.dumps({**record, "sha256": _hash(record)}, indent=1).encode())
+    data = json.dumps({**record, "sha256": _hash(record)}, indent=1).encode()
+    keep_file(_path(key), data, folder(), "what was tuned", "only this process knows it")
 
 
 @lru_cache(maxsize=4096)
@@ -172,13 +170,3 @@ def _set_aside(path: Path, why: str) -> None:
     else:
         moved = f"it is now {aside.name}"
     warnings.warn(f"nhwconv found a damaged file of tuning, {path} ({why}); {moved}", RuntimeWarning, stacklevel=2)
-
-
-@cache
-def _warn_once(place: str, error: str) -> None:
-    warnings.warn(
-        f"nhwconv cannot keep what was tuned in {place} ({error}), so only this process knows it; "
-        "set NHWCONV_CACHE_DIR to a folder that can be written",
-        RuntimeWarning,
-        stacklevel=2,
-    )

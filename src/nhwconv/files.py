@@ -1,22 +1,102 @@
-"""Files that several processes read and write at once."""
+"""Files that several processes read and write at once, in folders that may be full, read-only or swept under them."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import time
+import warnings
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
-__all__ = ["write_whole"]
+__all__ = ["keep", "mark_used", "remove_unused", "write_whole"]
+
+_DAY = 24 * 3600.0
+#: Seconds after which a temporary file is one that a killed process left, and a folder one that nothing uses any more.
+ABANDONED, UNUSED = _DAY, 30 * _DAY
+
+#: Another process may sweep a folder between any two steps of a write, which then starts again: so often at most.
+_ATTEMPTS = 5
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside its place and move it there, so that readers see all of it or nothing; folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(_ATTEMPTS):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(path.parent)
+            _write_and_move(path, data)
+        except FileNotFoundError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+        else:
+            return
+
+
+def _write_and_move(path: Path, data: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         os.replace(temporary, path)
-    except OSError:
-        os.unlink(temporary)
+    except BaseException:  # Ctrl-C too leaves nothing behind
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
+
+
+#: The first error of each folder that could not be written to.
+_told: dict[Path, OSError] = {}
+
+
+def keep(path: Path, data: bytes, place: Path, what: str, otherwise: str) -> None:
+    """Write a file whole; where that cannot be, warn, once for each `place`, that `what` isn't kept, so `otherwise`."""
+    try:
+        write_whole(path, data)
+    except OSError as error:
+        if _told.setdefault(place, error) is error:
+            # Without the file's name, which is a random one where the disk is full.
+            why = error.strerror or type(error).__name__
+            warnings.warn(
+                f"nhwconv cannot keep {what} in {place} ({why}), so {otherwise}; "
+                "set NHWCONV_CACHE_DIR to a folder that can be written",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+def _older(path: Path, seconds: float) -> bool:
+    return time.time() - path.stat().st_mtime > seconds
+
+
+@cache
+def _remove_abandoned(folder: Path) -> None:
+    """Remove, once a process, the temporary files that killed processes left in a folder."""
+    for path in folder.glob("*.tmp"):
+        with suppress(OSError):  # another process was faster
+            if _older(path, ABANDONED):
+                path.unlink()
+
+
+@cache
+def mark_used(folder: Path) -> None:
+    """Say, once a process, that a folder is in use: `remove_unused` goes by its time of change."""
+    with suppress(OSError):  # it is not there yet, or not ours
+        os.utime(folder)
+
+
+@cache
+def remove_unused(folder: Path) -> None:
+    """Remove, once a process, the folders beside `folder` that no process has used for 30 days.
+
+    Each is moved away first, so a process that wants it at this moment finds all of it or nothing, and makes it anew.
+    """
+    with suppress(OSError):
+        for other in list(folder.parent.iterdir()):
+            with suppress(OSError):
+                if other != folder and other.is_dir() and _older(other, UNUSED):
+                    doomed = other.with_name(f"{other.name}.{os.getpid()}.old")
+                    os.replace(other, doomed)
+                    shutil.rmtree(doomed, ignore_errors=True)

@@ -517,7 +517,10 @@ def _cached(make: Callable[..., T], me: str, first: Any, second: Any, dtype: Any
 
     Of the options the key has the text, because 1, True and 1.0 are equal but not equally welcome.
     """
-    key = make, me, first, second, dtype, repr((options, more))
+    try:
+        key = make, me, first, second, dtype, repr((options, more))
+    except ValueError:  # an integer too long to be printed, which the checks refuse in words
+        return make(me, first, second, dtype, *options, **more)
     plans = _plans
     found = plans.get(key)
     if found is None:

@@ -21,7 +21,6 @@ import pickle
 import shutil
 import sys
 import threading
-import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,15 +30,16 @@ import llvmlite
 import numba
 import numpy as np
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
+from numba.core.compiler_lock import global_compiler_lock
 from numba.core.dispatcher import Dispatcher
 from numba.core.serialize import dumps
 from numba.misc import appdirs
 from numba.np.ufunc import parallel
 from numba.np.ufunc.parallel import get_num_threads, threading_layer
 
-from ..files import write_whole
+from ..files import keep, mark_used, remove_unused
 
-__all__ = ["Kernel", "Store", "cache_folder", "ceil_div", "clear_cache", "device", "kernel"]
+__all__ = ["Kernel", "Store", "cache_folder", "ceil_div", "clear_cache", "compiler_lock", "device", "kernel"]
 
 #: Every kernel is compiled with these. `nogil`: other Python threads run meanwhile.
 OPTIONS: dict[str, Any] = {
@@ -85,7 +85,11 @@ class Store:
 
     def _path(self, identity: bytes) -> Path:
         digest = hashlib.sha256(identity).hexdigest()
-        return cache_folder() / _version() / f"{self.name.split('.')[-1]}-{digest}.bin"
+        return self._folder() / f"{self.name.split('.')[-1]}-{digest}.bin"
+
+    @staticmethod
+    def _folder() -> Path:
+        return cache_folder() / _version()
 
     def load(self, key: object) -> Any:
         """Return what was saved under `key`, or None."""
@@ -94,6 +98,7 @@ class Store:
             data = self._path(identity).read_bytes()
         except OSError:
             return None
+        mark_used(self._folder())
         # The checksum covers the identity too, so another kernel's file under this name is a miss.
         checksum, payload = data[:32], data[32:]
         return pickle.loads(payload) if hashlib.sha256(identity + payload).digest() == checksum else None
@@ -101,24 +106,17 @@ class Store:
     def save(self, key: object, data: object) -> None:
         """Keep `data`; readers see all of it or nothing."""
         identity, payload = self._identity(key), dumps(data)
-        try:
-            write_whole(self._path(identity), hashlib.sha256(identity + payload).digest() + payload)
-        except OSError as error:
-            _warn_once(str(error))
+        keep(
+            self._path(identity),
+            hashlib.sha256(identity + payload).digest() + payload,
+            cache_folder(),
+            "compiled kernels",
+            "each process compiles them anew",
+        )
+        remove_unused(self._folder())
 
     def flush(self) -> None:
         """Nothing is buffered."""
-
-
-@cache
-def _warn_once(error: str) -> None:
-    folder = cache_folder()
-    warnings.warn(
-        f"nhwconv cannot keep compiled kernels in {folder} ({error}), so each process compiles them anew; "
-        "set NHWCONV_CACHE_DIR to a folder that can be written",
-        RuntimeWarning,
-        stacklevel=2,
-    )
 
 
 class _KernelCache(FunctionCache):
@@ -162,11 +160,15 @@ def ceil_div(a: int, b: int) -> int:
 # --------------------------------------------------------------------------------------- threads and forks
 
 
+#: Held by whoever compiles, with Numba or with llvmlite alone.
+compiler_lock = global_compiler_lock
+
+
 class _Launcher:
     """Knows whether a parallel launch is safe now."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()  # held by whoever is inside a workqueue launch
+        self.inside: dict[str, int] = {}  # "launch": the thread that is inside a workqueue launch
         self.layer: str | None = None  # unknown until the first launch
         self.orphaned = False  # forked after OpenMP started
 
@@ -177,16 +179,36 @@ class _Launcher:
             self.layer = str(threading_layer())
         return self.layer
 
+    def enter(self) -> bool:
+        """Claim workqueue for this thread; False where another thread is inside a launch.
+
+        Ctrl-C may strike between a claim and the `try` that gives it back. But a claim is its thread's, and a thread
+        that comes here is inside no launch: so its next call has the claim, and gives it back.
+        """
+        me = threading.get_ident()
+        return self.inside.setdefault("launch", me) == me  # one step, whichever threads are about
+
+    def leave(self) -> None:
+        """Give workqueue back."""
+        self.inside.pop("launch", None)
+
+    def before_fork(self) -> None:
+        """Wait for whoever compiles: a child made then would find locks held by nobody, and LLVM halfway through."""
+        compiler_lock.acquire()
+
     def after_fork(self) -> None:
-        """In a forked child: renew the lock, and remember whether OpenMP had been used."""
-        self.lock = threading.Lock()
+        """In a forked child: nobody is inside a launch or compiles; remember whether OpenMP had been used."""
+        compiler_lock.release()
+        self.inside = {}
         # Numba's own state, too: another user of Numba may have started OpenMP.
         self.orphaned = self.orphaned or (parallel._is_initialized and threading_layer() == "omp")
 
 
 _launcher = _Launcher()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_launcher.after_fork)
+    os.register_at_fork(
+        before=_launcher.before_fork, after_in_parent=compiler_lock.release, after_in_child=_launcher.after_fork
+    )
 
 
 class Kernel:
@@ -211,11 +233,11 @@ class Kernel:
             self.serial(*arguments)
         elif _launcher.start() != "workqueue":
             self.parallel(*arguments)
-        elif _launcher.lock.acquire(blocking=False):
+        elif _launcher.enter():
             try:
                 self.parallel(*arguments)
             finally:
-                _launcher.lock.release()
+                _launcher.leave()
         else:
             self.serial(*arguments)
 

@@ -7,21 +7,19 @@ address as a number. It also follows that both forms of a kernel run the very sa
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core.registry import cpu_target
 
-from .jit import Store
+from .jit import Store, compiler_lock
 
 __all__ = ["call", "native"]
 
 _store = Store("native", {})
 _addresses: dict[str, int] = {}
 _engines: list[llvm.ExecutionEngine] = []  # they own the code
-_lock = threading.Lock()
 
 
 def native(name: str, emit: Callable[[ir.Module, str], None]) -> int:
@@ -31,7 +29,7 @@ def native(name: str, emit: Callable[[ir.Module, str], None]) -> int:
     """
     address = _addresses.get(name)
     if address is None:
-        with _lock:
+        with compiler_lock:
             address = _addresses.get(name) or _addresses.setdefault(name, _load(name, emit))
     return address
 

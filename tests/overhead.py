@@ -1,0 +1,90 @@
+"""What the protections cost a call: ``python tests/overhead.py`` prints a table, in nanoseconds.
+
+Each is timed beside the same work without it, in alternating rounds; the least of all rounds counts.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from timeit import Timer
+
+import numpy as np
+
+from nhwconv import arrays, checks
+from nhwconv.kernels import jit
+
+ROUNDS, CALLS = 25, 4000
+#: No protection may cost more than this.
+LIMIT = 1000.0
+
+
+def _nothing(*arguments: object) -> None:
+    """Stand for a kernel."""
+
+
+def _launch(layer: str | None, workers: int) -> Callable[[], object]:
+    kernel = jit.Kernel(lambda: None)
+    kernel.serial = kernel.parallel = _nothing  # type: ignore[assignment]
+
+    def call() -> None:
+        jit._launcher.layer = layer
+        kernel(1, 2, 3, workers=workers)
+
+    return call
+
+
+def _unlaunched() -> None:
+    jit._launcher.layer = "omp"
+    _nothing(1, 2, 3)
+
+
+def protections() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    """Return each protection, by name: work with it, and without."""
+    out, x = np.zeros((2, 3, 5, 4), np.float32), np.zeros((2, 5, 6, 3), np.float32)
+    size = arrays.REUSED_FROM
+    lock = threading.RLock()
+
+    def locked() -> None:
+        with lock:
+            pass
+
+    return {
+        "serial form for one worker or in an orphan": (_launch(None, 1), _unlaunched),
+        "parallel form under omp and tbb": (_launch("omp", 2), _unlaunched),
+        "claim of workqueue": (_launch("workqueue", 2), _unlaunched),
+        "second try of an allocation": (
+            lambda: arrays._buffers.new(size),
+            lambda: np.empty(size + arrays.ALIGNMENT, np.uint8),
+        ),
+        "out is apart from an input": (
+            lambda: checks.as_out("f", "out", out, out.shape, out.dtype, {"x": x}),
+            lambda: checks.as_out("f", "out", out, out.shape, out.dtype, {}),
+        ),
+        "a free lock, for comparison": (locked, _nothing),
+    }
+
+
+def measure() -> dict[str, float]:
+    """Return what each protection costs, in nanoseconds a call."""
+    before, costs = jit._launcher.layer, {}
+    try:
+        for name, pair in protections().items():
+            timers = [Timer(work) for work in pair]
+            rounds = [[timer.timeit(CALLS) / CALLS * 1e9 for timer in timers] for _ in range(ROUNDS)]
+            costs[name] = min(r[0] for r in rounds) - min(r[1] for r in rounds)
+    finally:
+        jit._launcher.layer = before
+    return costs
+
+
+def main() -> int:
+    """Print the table; return how many cost too much."""
+    costs = measure()
+    for name, cost in costs.items():
+        print(f"{name:<44}{cost:6.0f} ns")
+    return sum(cost > LIMIT for cost in costs.values())
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
