@@ -48,7 +48,10 @@ def bring_libraries(out: Path, npm: str) -> None:
     packages = sorted({f"{name}@{version}" for name, version, _ in LIBRARIES.values()})
     modules.mkdir(parents=True, exist_ok=True)
     options = ["--no-save", "--no-package-lock", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=error"]
-    subprocess.run([npm, "install", *options, "--prefix", str(modules), *packages], check=True)
+    options += ["--fetch-retries=1", "--fetch-timeout=20000"]
+    if subprocess.run([npm, "install", *options, "--prefix", str(modules), *packages], check=False).returncode:
+        print("npm cannot fetch the pages' libraries, so the dashboard loads them from the web", file=sys.stderr)
+        return
     for target, (name, _, file) in LIBRARIES.items():
         shutil.copy(modules / "node_modules" / name / file, out / target)
     index = out / "index.html"

@@ -6,8 +6,8 @@
 The pixels are cut into slices, each of them into blocks of rows that stay in L2. A slice sums its blocks into a part of
 its own; the parts are added in their order. Both cuts follow from the problem, so the bits do too.
 
-Channels of y go on the broadcast side and ``(s, k)`` on the vectors, or the other way round where a row of taps has
-fewer numbers than a vector has lanes (`swap`): then a part is ``(r, s, k, j)`` and is transposed when it is added.
+Channels of y go on the broadcast side and ``(s, k)`` on the vectors, or the other way round where that takes fewer
+cycles (`swap`): then a part is ``(r, s, k, j)`` and is transposed when it is added.
 """
 
 from __future__ import annotations

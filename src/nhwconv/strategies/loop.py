@@ -47,6 +47,8 @@ BLOCK_PIXELS = 256
 SLICE_PIXELS = 512
 #: weight_grad: channels of x and of y that a task gathers where there are more: their rows then lie close together.
 BLOCK_CHANNELS = 256
+#: weight_grad: the part of its cycles that it has to come down to for its two sides to change places.
+SWAP = 0.95
 #: weight_grad: most elements of all slices' parts.
 PARTS_LIMIT = 2 * 2**20
 
@@ -198,7 +200,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
     block_d = min(dg, _even(dg, math.ceil(dg / BLOCK_CHANNELS), nr * lanes))
     gather = gather or block_k < cg
     run = problem.kw * cg if columns.dilation == 1 and (gather or groups == 1) and block_k == cg else block_k
-    swap = _lanes_used(run, nr * lanes, lanes) < _lanes_used(dg, nr * lanes, lanes) and run < nr * lanes
+    dy_rows, x_rows = (_tile_cycles(*sides, BLOCK_PIXELS, mr, nr, lanes) for sides in ((dg, run), (run, dg)))
+    swap = x_rows < SWAP * dy_rows
     gather_dy = block_d < dg
     lines = n * p
     slices = min(max(1, lines * q // SLICE_PIXELS), TASKS // 2, max(1, PARTS_LIMIT // part), lines)
@@ -252,12 +255,6 @@ def _tile_cycles(rows: int, columns: int, depth: int, mr: int, nr: int, lanes: i
 
     full, rest = divmod(columns, nr * lanes)
     return tiles * (full * cycles(nr) + (cycles(math.ceil(rest / lanes)) if rest else 0))
-
-
-def _lanes_used(columns: int, width: int, lanes: int) -> float:
-    """Return the part of the vectors' lanes that tiles over so many columns use."""
-    vectors = columns // width * (width // lanes) + -(-(columns % width) // lanes)
-    return columns / (vectors * lanes)
 
 
 class Loop:

@@ -35,7 +35,7 @@ __all__ = ["Winograd"]
 #: Outputs of a tile, by taps, best first: tiles of six or four points, whose rounding errors stay within the bound.
 OUTPUTS = {1: (1,), 2: (4, 2), 3: (4, 2), 4: (3,), 5: (2,)}
 #: Elements of transformed x, and of products, that a task keeps in L2.
-BLOCK = 128 * 1024
+BLOCK = 144 * 1024
 #: Tiles of a block, or twice as many where that is all of them; and channels of x and of y.
 BLOCK_TILES = 28
 BLOCK_CHANNELS = 128
@@ -90,9 +90,9 @@ class _Step:
     scratch: int
 
 
-def _even(size: int, limit: int) -> int:
-    """Return the block that cuts `size` into equal parts of at most `limit`."""
-    return math.ceil(size / math.ceil(size / limit))
+def _even(size: int, limit: int, multiple: int = 1) -> int:
+    """Return the block that cuts `size` into equal parts of about `limit` at most, a multiple of `multiple`."""
+    return math.ceil(size / math.ceil(size / limit) / multiple) * multiple
 
 
 def _apart(size: int, lanes: int) -> int:
@@ -108,9 +108,8 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
     tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.m_w)
     tiles = n * rows.dilation * columns.dilation * tiles_h * tiles_w
     block_t = _even(tiles, BLOCK_TILES if tiles > 2 * BLOCK_TILES else 2 * BLOCK_TILES)
-    block_k = min(cg, max(lanes, BLOCK // (form.points * block_t) // lanes * lanes))
-    width = nr * lanes
-    block_d = max(width, min(BLOCK_CHANNELS, BLOCK // (form.points * block_t)) // width * width)
+    width, channels = nr * lanes, min(BLOCK_CHANNELS, BLOCK // (form.points * block_t))
+    block_k, block_d = min(cg, _even(cg, channels, lanes)), _even(dg, channels, width)
     blocks_t, blocks_d = math.ceil(tiles / block_t), math.ceil((dg - lanes + 1) / block_d)
     shared = blocks_t > SHARED
     packed = packed_size(groups, dg, rows.taps * columns.taps * cg, lanes)
