@@ -1,6 +1,6 @@
 """Mutants: the package with one chosen mistake each, and the tests that ought to notice it.
 
-    python tests/mutate.py                 # all of them, about half an hour on two cores
+    python tests/mutate.py                 # all of them, about a quarter of an hour on two cores
     python tests/mutate.py --only border   # those whose names have this in them
 
 Each mutant is a copy of the package in a folder of its own, with a kernel cache of its own where it changes kernels. A
@@ -33,7 +33,7 @@ class Mutant(NamedTuple):
     tests: str  # arguments of pytest
 
 
-GRID = "tests/test_strategies.py -k test_grid"
+GRID = "tests/test_strategies.py -k 'test_grid and float32 and {}'".format
 GUARDS = "tests/test_guard_pages.py -k memory"
 THREADS = "tests/test_threads.py -k "
 CACHE = "tests/test_kernel_cache.py -k "
@@ -42,51 +42,54 @@ FAULTS = "tests/test_faults.py -k "
 MUTANTS = (
     # ------------------------------------------------------------------ kernels: sums, borders, strides, tails
     Mutant("tile: tail dropped", "kernels/tile.py", 'tail = builder.sub(value["columns"], i64((self.v - 1) *',
-           'tail = builder.sub(value["columns"], i64(1 + (self.v - 1) *', GRID),
+           'tail = builder.sub(value["columns"], i64(1 + (self.v - 1) *', GRID("loop and forward")),
     Mutant("tile: tail too long", "kernels/tile.py", 'tail = builder.sub(value["columns"], i64((self.v - 1) *',
            'tail = builder.sub(value["columns"], i64(-1 + (self.v - 1) *', GUARDS),
     Mutant("tile: bias on the wrong row", "kernels/tile.py", 'self._each(self.e, value["e_m"], self._add_from)',
-           'self._each(self.e, value["c_m"], self._add_from)', "tests/test_strategies.py -k bias_is_added"),
+           'self._each(self.e, value["c_m"], self._add_from)',
+           "tests/test_strategies.py -k 'bias_is_added and float32 and loop'"),
     Mutant("correlate: stride of rows", "kernels/correlate.py", "a_q = a_0 + (p - p_0) * g.stride_h * pitch",
-           "a_q = a_0 + (p - p_0) * pitch", GRID),
+           "a_q = a_0 + (p - p_0) * pitch", GRID("loop and forward")),
     Mutant("correlate: a row past the border", "kernels/correlate.py", "if 0 <= row + i < g.h:",
-           "if 0 <= row + i <= g.h:", GRID),
+           "if 0 <= row + i <= g.h:", GRID("loop and forward")),
     Mutant("correlate: left border off by one", "kernels/correlate.py", "before = min(max(-first, 0), count)",
-           "before = min(max(-first - 1, 0), count)", GRID),
+           "before = min(max(-first - 1, 0), count)", GRID("loop and forward")),
     Mutant("correlate: right border is not zero", "kernels/correlate.py",
-           "fill_zero(scratch, target + inside * channels, after * channels)", "pass", GRID),
+           "fill_zero(scratch, target + inside * channels, after * channels)", "pass", GRID("loop and forward")),
     Mutant("correlate: blocks of a sum overwrite", "kernels/correlate.py", "e, e_0, e_m, add = y, y_q, g.y_q, True",
            "e, e_0, e_m, add = y, y_q, g.y_q, False", "tests/test_long_sums.py"),
     Mutant("weight_grad: a slice is not summed", "kernels/weight_grad.py", "for piece in range(g.slices):",
-           "for piece in range(max(1, g.slices - 1)):", GRID),
+           "for piece in range(max(1, g.slices - 1)):", GRID("loop and weight_grad")),
     Mutant("weight_grad: a block overwrites", "kernels/weight_grad.py", "                        add = True\n",
-           "                        add = False\n", GRID),
+           "                        add = False\n", GRID("loop and weight_grad")),
     Mutant("weight_grad: the last row of a slice", "kernels/weight_grad.py",
-           "p_1 = min(p_0 + g.block_p, g.p, p_0 + last - next_line)", "p_1 = min(p_0 + g.block_p, g.p)", GRID),
+           "p_1 = min(p_0 + g.block_p, g.p, p_0 + last - next_line)", "p_1 = min(p_0 + g.block_p, g.p)",
+           GRID("loop and weight_grad")),
     Mutant("weight_grad: dilation", "kernels/weight_grad.py", "a_s = a_0 + (r - r_0) * g.dilation_h * pitch",
-           "a_s = a_0 + (r - r_0) * pitch", GRID),
+           "a_s = a_0 + (r - r_0) * pitch", GRID("loop and weight_grad")),
     Mutant("weight_grad: accumulate", "kernels/weight_grad.py", "if not g.accumulate:\n                    row[:] = 0",
-           "row[:] = 0", "tests/test_strategies.py -k accumulate"),
+           "row[:] = 0", "tests/test_strategies.py -k 'accumulate and float32 and loop'"),
     Mutant("narrow: scratch is not cleared", "kernels/narrow.py", "            fill_zero(scratch, s_0, g.s_sums)\n", "",
            GUARDS),
     Mutant("bias: the last block is too long", "kernels/bias.py", "min(g.block, g.pixels - first)", "g.block", GUARDS),
     Mutant("packing: a tap's rows", "kernels/packing.py", "tap // g.Q * g.w_r + tap % g.Q * g.w_q",
-           "tap % g.Q * g.w_r + tap // g.Q * g.w_q", GRID),
+           "tap % g.Q * g.w_r + tap // g.Q * g.w_q", GRID("loop and forward")),
     Mutant("packing: a panel's last columns", "kernels/packing.py", "columns = min(width, g.columns - j)",
-           "columns = min(width, g.columns - j - 1)", GRID),
-    Mutant("col2im: stride", "kernels/patches.py", "if up < 0 or up % g.stride_h or up //", "if up < 0 or up //", GRID),
+           "columns = min(width, g.columns - j - 1)", GRID("loop and input_grad")),
+    Mutant("col2im: stride", "kernels/patches.py", "if up < 0 or up % g.stride_h or up //", "if up < 0 or up //",
+           GRID("im2col and input_grad")),
     Mutant("depthwise: border of a tile", "kernels/depthwise.py", 'builder.icmp_signed("<", last, value["w"]))',
            'builder.icmp_signed("<=", last, value["w"]))', GUARDS),
     Mutant("winograd: border", "kernels/winograd.py", "ceil_div(size - first, step)))",
-           "ceil_div(size - first, step) - 1))", GRID),
+           "ceil_div(size - first, step) - 1))", GRID("winograd and forward")),
     Mutant("winograd: last channels", "kernels/winograd.py", "return ceil_div(size - LANES + 1, block)",
-           "return ceil_div(size - LANES, block)", GRID),
+           "return ceil_div(size - LANES, block)", GRID("winograd and forward")),
     Mutant("loop: sums are not cut", "strategies/loop.py", "SUM_STEPS = 384", "SUM_STEPS = 2**30",
            "tests/test_accuracy.py tests/test_long_sums.py"),
     Mutant("loop: cuts follow the threads", "strategies/loop.py", "slices = min(max(1, lines * q // SLICE_PIXELS),",
            "slices = min(max(1, machine.threads()),", THREADS + "'bits_depend or serial_twins'"),
     Mutant("half types: accumulate", "storage.py", "total = _wide(dw) if accumulate else",
-           "total = _wide(dw) if False else", "tests/test_storage.py"),
+           "total = _wide(dw) if False else", "tests/test_storage.py -k weight"),
     # ------------------------------------------------------------------ threads, forks, cache
     Mutant("jit: fastmath", "kernels/jit.py", '"fastmath": False', '"fastmath": True',
            "tests/test_strategies.py -k nan"),

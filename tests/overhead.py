@@ -14,7 +14,7 @@ import numpy as np
 from nhwconv import arrays, checks
 from nhwconv.kernels import jit
 
-ROUNDS, CALLS = 25, 4000
+ROUNDS, CALLS = 400, 200
 #: No protection may cost more than this.
 LIMIT = 1000.0
 

@@ -91,6 +91,9 @@ GRID = [
     Case(n=4, h=20, w=20, c=32, d=64, padding=PAD1),
     Case(n=1, h=40, w=40, c=8, d=8, padding=PAD1),
     Case(n=9, h=7, w=7, c=40, d=40, padding=PAD1),
+    # enough slices of the weight gradient that a task has several rows of taps, and these apart
+    Case(n=9, h=36, w=34, c=4, d=18, dilation=(2, 1)),
+    Case(n=9, h=36, w=34, c=4, d=18, dilation=(2, 1), padding=PAD1),
 ]
 
 supported = pytest.mark.parametrize("strategy", REGISTRY)
