@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,16 +76,26 @@ def on_a_full_disk() -> None:
     threaded.forward_small()
 
 
-@contextmanager
-def interrupt(seconds: float) -> Any:
-    """Raise a KeyboardInterrupt in the main thread after so long, unless the block has ended by then."""
+def interrupted(seconds: float, work: Callable[[], object]) -> bool:
+    """Work, with a KeyboardInterrupt in the main thread after so long; whether the work was done by then.
+
+    A function and no context manager: the interrupt may come between any two instructions, also before its block.
+    """
     signal.signal(signal.SIGALRM, signal.default_int_handler)
+    done = False
     try:
         signal.setitimer(signal.ITIMER_REAL, seconds)
-        yield
+        work()
+        done = True
         signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:
         pass
+    return done
+
+
+def _call_often(case: Any, pass_: str) -> None:
+    for _ in range(20):
+        threaded.bits_of(case, pass_)
 
 
 def interrupted_calls(seconds: str) -> None:
@@ -98,12 +108,7 @@ def interrupted_calls(seconds: str) -> None:
     end, count = time.monotonic() + float(seconds), 0
     while time.monotonic() < end:
         job = jobs[rng.integers(len(jobs))]
-        finished = False
-        with interrupt(float(rng.uniform(2e-5, 3e-3))):
-            for _ in range(20):
-                threaded.bits_of(*job)
-            finished = True
-        count += not finished
+        count += not interrupted(float(rng.uniform(2e-5, 3e-3)), partial(_call_often, *job))
         assert threaded.bits_of(*job) == expected[job], job
         assert not jit._launcher.inside
     print(count)
@@ -111,11 +116,9 @@ def interrupted_calls(seconds: str) -> None:
 
 def interrupted_compilation() -> None:
     """Interrupt the first calls of a pass, on an empty cache, later each time; the calls that follow are right."""
-    finished, seconds, count = False, 0.05, -1
-    while not finished:
-        with interrupt(seconds):
-            run(threaded.SMALL, data_of(threaded.SMALL, np.float32), "forward", "loop")
-            finished = True
+    first = partial(run, threaded.SMALL, data_of(threaded.SMALL, np.float32), "forward", "loop")
+    seconds, count = 0.05, 0
+    while not interrupted(seconds, first):
         seconds, count = 1.6 * seconds, count + 1
     threaded.check(threaded.SMALL, strategy="loop")
     print(count)

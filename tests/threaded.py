@@ -158,6 +158,12 @@ def fork_after_a_parallel_call() -> None:
     print(threading_layer())
 
 
+def some_bits() -> str:
+    """Return a hash of some bits, in a process that may not have loaded anything yet."""
+    load_tbb()
+    return all_bits(LARGE[:2])
+
+
 def child_of(method: str) -> str:
     """Compute in a process of this start method, after a parallel call here; return its bits."""
     with warnings.catch_warnings():
@@ -165,7 +171,7 @@ def child_of(method: str) -> str:
         if method == "DataLoader":
             return str(_loaded())
         with multiprocessing.get_context(method).Pool(1) as pool:
-            return str(pool.apply_async(all_bits, [LARGE[:2]]).get(120))
+            return pool.apply_async(some_bits).get(120)
 
 
 def _loaded() -> object:
@@ -177,20 +183,19 @@ def _loaded() -> object:
             return 1
 
         def __getitem__(self, index: int) -> str:
-            return all_bits(LARGE[:2])
+            return some_bits()
 
     return next(iter(DataLoader(Bits(), num_workers=1)))[0]
 
 
 def children(*methods: str) -> None:
     """Compute in children of these start methods, from this thread and from another one; print what was tried."""
-    load_tbb()
-    bits = all_bits(LARGE[:2])
+    bits = some_bits()
     for method in methods:
         assert child_of(method) == bits, method
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(child_of, methods[0]).result() == bits
-    assert all_bits(LARGE[:2]) == bits
+    assert some_bits() == bits
     print(*methods)
 
 
