@@ -353,6 +353,7 @@ EXAMPLES = amount(150, 5000)
 
 
 @pytest.mark.parametrize("function", [nc.conv2d, nc.conv2d_weight_grad, nc.conv2d_input_grad])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")  # NumPy's, of 65520 as a float16
 @settings(max_examples=EXAMPLES)
 @given(first=arrays_of_any_kind, second=arrays_of_any_kind, options=options(), third=st.none() | anything)
 def test_any_arguments_are_taken_or_refused(function, first, second, options, third):
@@ -386,3 +387,5 @@ def test_integers_too_long_to_print_are_refused_in_words():
     assert sys.get_int_max_str_digits() < 5000
     with pytest.raises(ValueError, match=r"^conv2d: stride is an integer of 16610 bits, expected at most"):
         nc.conv2d(X, W, stride=10**5000)
+    with pytest.raises(ValueError, match=r"^conv2d: b is an integer of 16610 bits, which float32 cannot hold"):
+        nc.conv2d(X, W, 10**5000)

@@ -461,7 +461,10 @@ def as_shape(function: str, name: str, value: Any) -> Shape:
 def as_bias(function: str, value: Any, w: Array) -> Array:
     """Return b as an array; a Python number takes w's dtype, as NumPy's rules for weak scalars have it."""
     if type(value) is float or type(value) is int:
-        return np.asarray(value, w.dtype)
+        try:
+            return np.asarray(value, w.dtype)
+        except OverflowError:
+            fail(function, f"b is {_shown(int(value))}, which {w.dtype} cannot hold")
     return as_input(function, "b", value)
 
 
