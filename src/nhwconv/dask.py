@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import dask.array as da
-import numba
 import numpy as np
 import numpy.typing as npt
 from dask.delayed import Delayed, delayed
 
-from . import checks, ops
+from . import checks, machine, ops
 from .ops import Gradients, Padding, Size, Strategy
 
 __all__ = ["conv2d", "conv2d_backward"]
@@ -222,12 +221,8 @@ def _meta(ndim: int, dtype: np.dtype[Any]) -> Array:
 
 def _block(*blocks: Array, function: Callable[..., Array], whole: tuple[Array, ...] = (), **options: Any) -> Array:
     """Call a function of nhwconv in a worker, with one thread."""
-    before = numba.get_num_threads()
-    numba.set_num_threads(1)
-    try:
+    with machine.at_most_threads(1):
         return function(*blocks, *whole, **options)
-    finally:
-        numba.set_num_threads(before)
 
 
 def _part(*blocks: Array, **options: Any) -> Array:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from numba.core.registry import cpu_target
 
 __all__ = [
     "BYTES_A_CYCLE",
+    "at_most_threads",
     "cpu_model",
     "flops_a_cycle",
     "has_fma",
@@ -110,3 +113,17 @@ def workers(flops: int) -> int:
 def threads() -> int:
     """Return the number of threads that a call uses now: Numba's, which `numba.set_num_threads` sets."""
     return int(numba.get_num_threads())
+
+
+@contextmanager
+def at_most_threads(limit: int) -> Iterator[None]:
+    """Let the calls of a block use no more than `limit` threads; afterwards the setting is what it was."""
+    before = threads()
+    if limit >= before:
+        yield
+        return
+    numba.set_num_threads(limit)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)

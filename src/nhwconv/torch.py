@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numba
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import ops
+from . import machine, ops
 
 __all__ = ["Conv2d", "conv2d", "replace_conv2d", "restore_conv2d"]
 
@@ -56,18 +56,9 @@ def _start_threads() -> None:
 _start_threads()
 
 
-@contextmanager
-def _threads() -> Iterator[None]:
+def _threads() -> AbstractContextManager[None]:
     """No more threads than PyTorch's setting allows, which is 1 in a DataLoader's worker."""
-    before, limit = numba.get_num_threads(), torch.get_num_threads()
-    if limit >= before:
-        yield
-        return
-    numba.set_num_threads(limit)
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
+    return machine.at_most_threads(torch.get_num_threads())
 
 
 # -------------------------------------------------------------------------------------------- operators

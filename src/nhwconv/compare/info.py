@@ -46,16 +46,12 @@ def facts() -> list[tuple[str, str]]:
 
 def limits() -> Iterator[tuple[str, str]]:
     """Measure what this machine could do, a dtype and a number of threads at a time; each takes about half a second."""
-    threads = machine.threads()
-    try:
-        for dtype in ("float32", "float64"):
-            for count in dict.fromkeys((1, threads)):
-                numba.set_num_threads(count)
+    for dtype in ("float32", "float64"):
+        for count in dict.fromkeys((1, machine.threads())):
+            with machine.at_most_threads(count):
                 found = roofline.measure(np.dtype(dtype))
-                text = f"{found.peak / 1e9:.0f} GFLOP/s, {found.bandwidth / 1e9:.0f} GB/s"
-                yield "peak", f"{text}: {dtype}, {count} thread{'s' if count > 1 else ''}, measured"
-    finally:
-        numba.set_num_threads(threads)
+            text = f"{found.peak / 1e9:.0f} GFLOP/s, {found.bandwidth / 1e9:.0f} GB/s"
+            yield "peak", f"{text}: {dtype}, {count} thread{'s' if count > 1 else ''}, measured"
 
 
 def cache_size() -> tuple[int, float]:
