@@ -28,10 +28,12 @@ __all__ = [
     "input_grad_problem",
     "integer",
     "kernel_sizes",
+    "no_samples",
     "output_shape",
     "pair",
     "prepare",
     "problem_for",
+    "stand_in",
     "weight_grad_problem",
 ]
 
@@ -160,6 +162,20 @@ def _overlap(a: Array, b: Array) -> bool:
 
 def _a(noun: str) -> str:
     return f"{'an' if noun[:1] in 'aeiouAEIOU' else 'a'} {noun}"
+
+
+# An empty batch is checked like any other. So a call on stand-ins, which hold no data, raises every error before there
+# is any, and tells shapes and dtypes of results: for arrays that a framework has yet to compute.
+
+
+def no_samples(array: Any) -> Array:
+    """Return an empty batch of what `array`, of any framework, holds batches of."""
+    return np.empty((0, *array.shape[1:]), array.dtype)
+
+
+def stand_in(array: Any) -> Array:
+    """Return zeros of the shape and dtype of an array of any framework, in the memory of one of them."""
+    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
 # ------------------------------------------------------------------------------------ integer arguments

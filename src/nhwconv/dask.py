@@ -17,6 +17,7 @@ import numpy.typing as npt
 from dask.delayed import Delayed, delayed
 
 from . import checks, machine, ops
+from .checks import no_samples, stand_in
 from .ops import Gradients, Padding, Size, Strategy
 
 __all__ = ["conv2d", "conv2d_backward"]
@@ -72,7 +73,7 @@ def conv2d(
     }  # fmt: skip
     w, b = _whole(me, "w", w), None if b is None else _whole(me, "b", b)
     _check_chunks(me, "x", x)
-    y = ops.conv2d(_no_samples(x), _like(w), None if b is None else _like(b), **options)
+    y = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options)
     return _map(ops.conv2d, x, shape=y.shape[1:], dtype=y.dtype, whole=(w,) if b is None else (w, b), **options)
 
 
@@ -133,7 +134,7 @@ def conv2d_backward(
     w, needs = _whole(me, "w", w), (needs,) if isinstance(needs, str) else tuple(needs)
     _check_chunks(me, "x", x)
     _check_array(me, "dy", dy)
-    checked = ops.conv2d_backward(_no_samples(x), _like(w), _no_samples(dy), needs=needs, **options)
+    checked = ops.conv2d_backward(no_samples(x), stand_in(w), no_samples(dy), needs=needs, **options)
     if dy.shape[0] != x.shape[0]:
         checks.fail(me, f"dy has {dy.shape[0]} samples, but x has {x.shape[0]}")
     dy = dy.rechunk((x.chunks[0], -1, -1, -1))
@@ -172,18 +173,6 @@ def _check_chunks(me: str, name: str, array: Any) -> None:
 def _whole(me: str, name: str, value: Any) -> Any:
     """Return weights or a bias as an array of either kind, in one piece."""
     return value.rechunk(-1) if isinstance(value, da.Array) else checks.as_input(me, name, value)
-
-
-# nhwconv checks its arguments for an empty batch too. So calls on stand-ins, which hold no data, raise every error
-# before any work, and tell shapes and dtypes of the results.
-
-
-def _no_samples(array: da.Array) -> Array:
-    return np.empty((0, *array.shape[1:]), array.dtype)
-
-
-def _like(array: Array | da.Array) -> Array:
-    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
 # ------------------------------------------------------------------------------------------------ graphs

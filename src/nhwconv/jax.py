@@ -17,6 +17,7 @@ import numpy.typing as npt
 from jax.custom_derivatives import SymbolicZero
 
 from . import ops
+from .checks import no_samples, stand_in
 from .ops import Padding, Size, Strategy
 
 __all__ = ["conv2d"]
@@ -85,21 +86,9 @@ def conv2d(
     if x.ndim != 4 or w.ndim != 4:
         raise ValueError(f"conv2d: x has shape {x.shape} and w {w.shape}, expected (N, H, W, C) and (D, KH, KW, C)")
     options = _Options(stride, padding, dilation, groups, strategy)
-    like = ops.conv2d(_no_samples(x), _stand_in(w), None if b is None else _stand_in(b), **options._asdict())
+    like = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options._asdict())
     y = _forward(options, x.astype(like.dtype), w.astype(like.dtype))
     return y if b is None else y + b.astype(like.dtype)
-
-
-# nhwconv checks its arguments for an empty batch too: calls on stand-ins, which hold no data, raise every error while
-# JAX traces, and tell shapes and dtypes.
-
-
-def _no_samples(array: jax.Array) -> Array:
-    return np.empty((0, *array.shape[1:]), array.dtype)
-
-
-def _stand_in(array: jax.Array) -> Array:
-    return np.broadcast_to(np.zeros((), array.dtype), array.shape)
 
 
 # ------------------------------------------------------------------------------------------- derivatives
@@ -109,7 +98,7 @@ def _stand_in(array: jax.Array) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(options: _Options, x: jax.Array, w: jax.Array) -> jax.Array:
-    y = ops.conv2d(_no_samples(x), _stand_in(w), **options._asdict())
+    y = ops.conv2d(no_samples(x), stand_in(w), **options._asdict())
     return _call(ops.conv2d, (x.shape[0], *y.shape[1:]), x, w, **options._asdict())
 
 
