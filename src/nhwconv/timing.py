@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,9 @@ from . import ops
 from .problem import ConvProblem, Pass
 from .workloads import Data
 
-__all__ = ["LOW", "ROUNDS", "low", "public_call", "time_calls"]
+__all__ = ["LOW", "ROUNDS", "call_twice", "low", "public_call", "time_calls"]
+
+T = TypeVar("T")
 
 #: Each strategy's time is cut into this many slices, so that a slow spell of the machine meets all of them.
 ROUNDS = 5
@@ -34,6 +36,15 @@ def public_call(problem: ConvProblem, pass_: Pass, data: Data, strategy: str) ->
     if pass_ == "weight_grad":
         return lambda: ops.conv2d_weight_grad(x, dy, (problem.kh, problem.kw), **options)
     return lambda: ops.conv2d_input_grad(dy, w, (problem.h, problem.w), **options)
+
+
+def call_twice(call: Callable[[], T]) -> tuple[T, float]:
+    """Call twice; return the second result, and how many seconds longer the first took: what it compiled."""
+    start = perf_counter()
+    call()
+    middle = perf_counter()
+    result = call()
+    return result, max(0.0, 2 * middle - start - perf_counter())
 
 
 def time_calls(call: Callable[[], Any], seconds: float) -> list[float]:

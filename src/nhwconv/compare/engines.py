@@ -16,22 +16,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from time import perf_counter
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from .. import machine
 from ..arrays import Array
 from ..problem import ConvProblem, Pass
-from ..timing import public_call, time_calls
+from ..timing import call_twice, public_call, time_calls
 from ..workloads import Data, make_data
 from . import peers
+from .peers import Calls
 
 __all__ = ["PEERS", "Engine", "EngineError", "EngineProcess", "first_call_in_new_process"]
 
 #: Given a problem, a pass, its arrays and a number of threads: the call that is timed, and what makes a NumPy array, in
 #: this package's layout, of what it returns.
-Build = Callable[[ConvProblem, Pass, Data, int], tuple[Callable[[], Any], Callable[[Any], Array]]]
+Build = Callable[[ConvProblem, Pass, Data, int], Calls]
 
 #: What a library raises where it cannot do a problem; anything else ends its process, with a traceback.
 REFUSALS = (RuntimeError, ValueError, TypeError, MemoryError)
@@ -59,12 +59,6 @@ PEERS: dict[str, Engine] = {
     "torch": Engine("torch", "torch", peers.torch_calls),
     "jax": Engine("jax", "jax", peers.jax_calls),
 }
-
-
-class _Answer(NamedTuple):
-    result: Array
-    first: float
-    second: float
 
 
 class EngineProcess:
@@ -101,8 +95,8 @@ class EngineProcess:
         EngineError
             Where the engine cannot do it.
         """
-        answer: _Answer = self._ask((problem, pass_, machine.threads()))
-        return answer.result, max(0.0, answer.first - answer.second)
+        answer: tuple[Array, float] = self._ask((problem, pass_, machine.threads()))
+        return answer
 
     def time(self, seconds: float) -> list[float]:
         """Time calls of the last problem for so many seconds.
@@ -172,14 +166,12 @@ def _serve(build: Build, environment: dict[str, str], pipe: Connection) -> None:
                 pipe.send(answer)
 
 
-def _begin(build: Build, problem: ConvProblem, pass_: Pass, threads: int) -> tuple[Callable[[], Any], _Answer]:
+def _begin(
+    build: Build, problem: ConvProblem, pass_: Pass, threads: int
+) -> tuple[Callable[[], Any], tuple[Array, float]]:
     call, to_numpy = build(problem, pass_, make_data(problem), threads)
-    start = perf_counter()
-    call()
-    middle = perf_counter()
-    result = call()
-    end = perf_counter()
-    return call, _Answer(to_numpy(result), middle - start, end - middle)
+    result, compiling = call_twice(call)
+    return call, (to_numpy(result), compiling)
 
 
 # ------------------------------------------------------------------------------------------ first calls
@@ -191,9 +183,7 @@ class _Strategy:
 
     name: str
 
-    def __call__(
-        self, problem: ConvProblem, pass_: Pass, data: Data, threads: int
-    ) -> tuple[Callable[[], Any], Callable[[Any], Array]]:
+    def __call__(self, problem: ConvProblem, pass_: Pass, data: Data, threads: int) -> Calls:
         import numba
 
         numba.set_num_threads(threads)

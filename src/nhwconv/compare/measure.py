@@ -5,7 +5,6 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,7 +14,7 @@ from ..arrays import Array
 from ..planning import Plan, make_plan
 from ..problem import ConvProblem, Pass
 from ..strategies import REGISTRY
-from ..timing import LOW, ROUNDS, public_call, time_calls
+from ..timing import LOW, ROUNDS, call_twice, public_call, time_calls
 from ..workloads import Data, Layer, make_data
 from . import roofline
 from .engines import EngineError, EngineProcess, first_call_in_new_process
@@ -99,11 +98,7 @@ class _Here:
         self.call = public_call(problem, pass_, data, strategy)
 
     def begin(self) -> tuple[Array, float]:
-        start = perf_counter()
-        self.call()
-        middle = perf_counter()
-        result = self.call()
-        return result, max(0.0, 2 * middle - start - perf_counter())
+        return call_twice(self.call)
 
     def peak_bytes(self) -> int:
         """Return the most memory in NumPy arrays beside arguments and result; buffers kept for reuse count as new."""
@@ -180,7 +175,6 @@ class Comparison:
                 self.refusals[name] = refusal
         self.times: dict[str, list[float]] = {name: [] for name in (*self.plans, *self.peers)}
         self._starts: dict[str, _Start] = {}
-        self._limits: Roofline | None = None
 
     @property
     def step_count(self) -> int:
@@ -190,9 +184,7 @@ class Comparison:
     @property
     def limits(self) -> Roofline:
         """The machine's peak and bandwidth, measured once a process and number of threads."""
-        if self._limits is None:
-            self._limits = roofline.measure(self.problem.compute_dtype)
-        return self._limits
+        return roofline.measure(self.problem.compute_dtype)
 
     def steps(self, seconds: float) -> Iterator[str]:
         """Measure; before each step, yield what it is. Stopping early leaves what was measured in `rows`.

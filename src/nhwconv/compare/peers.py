@@ -16,7 +16,7 @@ from ..arrays import Array
 from ..problem import ConvProblem, Pass
 from ..workloads import Data
 
-__all__ = ["jax_calls", "torch_calls"]
+__all__ = ["Calls", "jax_calls", "torch_calls"]
 
 Calls = tuple[Callable[[], Any], Callable[[Any], Array]]
 

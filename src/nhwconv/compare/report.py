@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from ..problem import PASSES
 from .info import facts
 from .measure import Comparison, Row
-from .table import machine_line, significant
+from .table import machine_line, mebibytes, significant
 
 __all__ = ["page"]
 
@@ -183,10 +183,6 @@ def _section(index: int, title: str, text: str, figure: go.Figure) -> str:
 # ------------------------------------------------------------------------------------------------ table
 
 
-def _mebibytes(size: int | None) -> str:
-    return "-" if size is None else f"{size / 2**20:.1f}"
-
-
 #: A column's name, what sorts it, and what is shown.
 _CELLS: tuple[tuple[str, Any, Any], ...] = (
     ("layer", lambda row: row.layer, str),
@@ -199,8 +195,8 @@ _CELLS: tuple[tuple[str, Any, Any], ...] = (
     ("of peak", lambda row: row.peak_fraction, "{:.0%}".format),
     ("of roofline", lambda row: row.roofline_fraction, "{:.0%}".format),
     ("l2 error", lambda row: row.error, "{:.1e}".format),
-    ("workspace MiB", lambda row: row.workspace_bytes, _mebibytes),
-    ("extra MiB", lambda row: row.peak_bytes, _mebibytes),
+    ("workspace MiB", lambda row: row.workspace_bytes, mebibytes),
+    ("extra MiB", lambda row: row.peak_bytes, mebibytes),
     ("first call s", lambda row: row.compile_seconds, "{:.2f}".format),
     ("plan", lambda row: "auto" if row.chosen else "", str),
 )

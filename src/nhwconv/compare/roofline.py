@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from .. import arrays, machine
 from ..kernels.limits import LIMIT_COPY, LIMIT_TILES, copy_blocks, multiply_add, sum_blocks
 from ..kernels.tile import panel_tile, register_tile
 from ..problem import ConvProblem
+from ..timing import time_calls
 
 __all__ = ["Roofline", "measure", "peak_call"]
 
@@ -115,9 +115,4 @@ def _bandwidth(threads: int) -> float:
 def _best(call: Callable[[], None]) -> float:
     """Return the seconds of the fastest call, after one that compiles."""
     call()
-    best, end = math.inf, perf_counter() + SECONDS
-    while perf_counter() < end:
-        start = perf_counter()
-        call()
-        best = min(best, perf_counter() - start)
-    return best
+    return min(time_calls(call, SECONDS))

@@ -14,7 +14,7 @@ from ..tuning import Contest
 from ..workloads import Layer
 from .measure import Comparison, Row
 
-__all__ = ["Tuned", "machine_line", "significant", "table", "tuned_table"]
+__all__ = ["Tuned", "machine_line", "mebibytes", "significant", "table", "tuned_table"]
 
 
 def table(comparison: Comparison) -> RenderableType:
@@ -52,7 +52,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.peak_fraction:.0%}",
         f"{row.roofline_fraction:.0%}",
         f"{row.error:.1e}",
-        *("-" if size is None else f"{size / 2**20:.1f}" for size in (row.workspace_bytes, row.peak_bytes)),
+        *map(mebibytes, (row.workspace_bytes, row.peak_bytes)),
         f"{row.compile_seconds:.1f}",
     )
 
@@ -61,6 +61,11 @@ def significant(value: float) -> str:
     """Return a number with four digits that matter, at most four of them after the point."""
     after = 4 if value <= 0 else min(max(3 - math.floor(math.log10(value)), 0), 4)
     return f"{value:.{after}f}"
+
+
+def mebibytes(size: int | None) -> str:
+    """Return a number of bytes in MiB, a dash where it is not known."""
+    return "-" if size is None else f"{size / 2**20:.1f}"
 
 
 def machine_line(comparison: Comparison) -> str:
