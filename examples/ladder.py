@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,15 @@ from rich.table import Table
 import nhwconv as nc
 from nhwconv.problem import ConvProblem
 from nhwconv.strategies import REGISTRY
+from nhwconv.timing import time_calls
 from nhwconv.workloads import make_data, parse_layer
 
 Array = npt.NDArray[Any]
 
 #: An early layer of ResNet-50 with two images, small enough for every rung to take milliseconds.
 LAYER = "n2h58w58c64d64k3"
+#: How long each rung is timed, after the call that `check` looks at, which compiles; the fastest call counts.
+SECONDS = 0.5
 
 # ------------------------------------------------------------------------------- rung 1: the article's tensordot
 # A kernel position sees one window of x, and all samples, pixels and channels of it are a matrix product. NumPy has
@@ -61,6 +64,7 @@ def tensordot_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array
 # ------------------------------------------------------------------------------------ rung 2: plain loops in Numba
 # Nothing is copied. But every multiplication loads its operands from cache, and one core works. The forward pass has
 # one accumulator: each addition waits for the one before, and a compiler may not reorder a sum of floats into vectors.
+# (`prange` is `range` here: it means something on the next rung.)
 
 
 @njit
@@ -69,8 +73,8 @@ def naive_forward(x: Array, w: Array, b: Array) -> Array:
     n, (d, kh, kw, c) = x.shape[0], w.shape
     oh, ow = x.shape[1] - kh + 1, x.shape[2] - kw + 1
     y = np.empty((n, oh, ow, d), x.dtype)
-    for i in range(n):
-        for p in range(oh):
+    for p in prange(oh):
+        for i in range(n):
             for q in range(ow):
                 for k in range(d):
                     total = b[k]
@@ -88,7 +92,7 @@ def naive_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Ar
     n, oh, ow, d = eta.shape
     c = x.shape[3]
     grad_w, grad_b = np.zeros((d, kh, kw, c), x.dtype), np.zeros(d, x.dtype)
-    for k in range(d):
+    for k in prange(d):
         for i in range(n):
             for p in range(oh):
                 for q in range(ow):
@@ -104,47 +108,11 @@ def naive_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Ar
 
 
 # ------------------------------------------------------------------------------------------ rung 3: all cores
-# The same loops; the outermost is shared out, so that no two threads add to one sum.
+# The very same loops, where `prange` shares out the outermost: rows of y, or output channels. No two threads add to one
+# sum.
 
-
-@njit(parallel=True)
-def parallel_forward(x: Array, w: Array, b: Array) -> Array:
-    """Share out the rows of y."""
-    n, (d, kh, kw, c) = x.shape[0], w.shape
-    oh, ow = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    y = np.empty((n, oh, ow, d), x.dtype)
-    for p in prange(oh):
-        for i in range(n):
-            for q in range(ow):
-                for k in range(d):
-                    total = b[k]
-                    for h in range(kh):
-                        for v in range(kw):
-                            for m in range(c):
-                                total += x[i, p + h, q + v, m] * w[k, h, v, m]
-                    y[i, p, q, k] = total
-    return y
-
-
-@njit(parallel=True)
-def parallel_weight_grad(x: Array, eta: Array, kh: int, kw: int) -> tuple[Array, Array]:
-    """Share out the output channels."""
-    n, oh, ow, d = eta.shape
-    c = x.shape[3]
-    grad_w, grad_b = np.zeros((d, kh, kw, c), x.dtype), np.zeros(d, x.dtype)
-    for k in prange(d):
-        for i in range(n):
-            for p in range(oh):
-                for q in range(ow):
-                    grad_b[k] += eta[i, p, q, k]
-        for h in range(kh):
-            for v in range(kw):
-                for m in range(c):
-                    for i in range(n):
-                        for p in range(oh):
-                            for q in range(ow):
-                                grad_w[k, h, v, m] += eta[i, p, q, k] * x[i, p + h, q + v, m]
-    return grad_w, grad_b
+parallel_forward = njit(parallel=True)(naive_forward.py_func)
+parallel_weight_grad = njit(parallel=True)(naive_weight_grad.py_func)
 
 
 # ---------------------------------------------------------------------------------- rung 4: the innermost loop last
@@ -265,7 +233,7 @@ def climb(problem: ConvProblem, console: Console) -> Speeds:
         for name, functions in rungs.items():
             with console.status(f"{pass_}: {name}"):
                 error = check(name, functions[index](*arguments), exact, problem)
-                seconds = fastest(functions[index], arguments)
+                seconds = min(time_calls(partial(functions[index], *arguments), SECONDS))
             own = speeds[pass_]
             own[name] = problem.flops / seconds / 1e9
             gain = own[name] / own["article's tensordot"]
@@ -308,17 +276,6 @@ def check(name: str, got: Any, exact: Any, problem: ConvProblem) -> float:
     if not error < float(np.finfo(np.float32).eps) * math.sqrt(terms):
         raise SystemExit(f"{name}: wrong, with an error of {error:.1e}")
     return error
-
-
-def fastest(function: Callable[..., Any], arguments: tuple[Any, ...], seconds: float = 0.5) -> float:
-    """Return the time of the fastest call within so many seconds; everything has been compiled by `check`'s call."""
-    times: list[float] = []
-    end = perf_counter() + seconds
-    while not times or perf_counter() < end:
-        start = perf_counter()
-        function(*arguments)
-        times.append(perf_counter() - start)
-    return min(times)
 
 
 def main() -> None:
