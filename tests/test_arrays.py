@@ -9,7 +9,8 @@ import pytest
 
 from nhwconv import arrays
 
-LARGE = (arrays.REUSED_FROM // 4 + 100,)  # float32
+SIZE = 2**20  # bytes
+LARGE = (SIZE // 4 + 100,)  # float32
 F = np.dtype(np.float32)
 
 
@@ -79,7 +80,7 @@ def test_living_arrays_never_overlap():
     rng = np.random.default_rng(0)
     alive = {}
     for i in range(300):
-        size = int(rng.integers(arrays.REUSED_FROM // 2, 3 * arrays.REUSED_FROM)) // 4
+        size = int(rng.integers(SIZE // 2, 3 * SIZE)) // 4
         alive[i] = arrays.empty((size,), F)
         alive[i].fill(i)
         for j in [j for j in alive if rng.random() < 0.2]:
@@ -93,19 +94,18 @@ def test_unused_memory_is_bounded(monkeypatch):
     monkeypatch.setattr(arrays, "KEPT", 5 * 2**20)
     held = [arrays.empty((2**20 + 1000 * i,), np.dtype(np.uint8)) for i in range(20)]
     del held
-    unused = arrays._buffers._unused
-    assert 2**20 < sum(b.nbytes for b in unused) <= 5 * 2**20
+    assert 2**20 < arrays._buffers.nbytes() <= 5 * 2**20
     arrays.release()
-    assert not unused
+    assert arrays._buffers.nbytes() == 0
 
 
 def test_a_much_larger_buffer_is_not_wasted_on_a_small_array():
-    """A buffer serves arrays of four fifths of its size and up."""
+    """A buffer serves arrays of eight ninths of its size and up."""
     a = arrays.empty((8 * 2**20,), np.dtype(np.uint8))
     where = a.ctypes.data
     del a
     assert arrays.empty((4 * 2**20,), np.dtype(np.uint8)).ctypes.data != where
-    assert arrays.empty((7 * 2**20,), np.dtype(np.uint8)).ctypes.data == where
+    assert arrays.empty((7 * 2**20 + 2**19 + 1,), np.dtype(np.uint8)).ctypes.data == where
 
 
 def test_threads_do_not_get_each_others_memory():
@@ -116,7 +116,7 @@ def test_threads_do_not_get_each_others_memory():
         rng = np.random.default_rng(me)
         together.wait(60)
         for i in range(60):
-            size = int(rng.integers(arrays.REUSED_FROM, 2 * arrays.REUSED_FROM)) // 4
+            size = int(rng.integers(SIZE, 2 * SIZE)) // 4
             mine = [arrays.empty((size,), F) for _ in range(3)]
             for k, a in enumerate(mine):
                 a[::512] = 100 * me + k

@@ -193,7 +193,7 @@ def test_unused_buffers_are_given_back_before_memory_runs_out(monkeypatch):
 
     def short(nbytes, dtype):
         tries.append(nbytes)
-        if arrays._buffers._unused or nbytes > 10 * arrays.REUSED_FROM:
+        if arrays._buffers.nbytes() or nbytes > 10 * arrays.REUSED_FROM:
             raise MemoryError
         return ordinary(nbytes, dtype)
 

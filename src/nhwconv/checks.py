@@ -100,9 +100,9 @@ def as_input(function: str, name: str, value: Any) -> Array:
 
 def common_dtype(function: str, **inputs: Array) -> np.dtype[Any]:
     """Return the dtype in which these arrays meet, as NumPy promotes; always in native byte order."""
-    first, *others = (array.dtype for array in inputs.values())
-    if first in _NATIVE and all(dtype is first for dtype in others):
-        return first
+    dtypes = {array.dtype for array in inputs.values()}
+    if len(dtypes) == 1 and dtypes <= _NATIVE:
+        return dtypes.pop()
     try:
         return np.result_type(*inputs.values()).newbyteorder("=")
     except np.exceptions.DTypePromotionError:

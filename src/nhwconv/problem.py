@@ -77,32 +77,32 @@ class ConvProblem:
         """Columns of the output."""
         return output_size(self.w, self.kw, self.stride[1], self.padding[1], self.dilation[1])
 
-    @property
+    @cached_property
     def cg(self) -> int:
         """Input channels of one group."""
         return self.c // self.groups
 
-    @property
+    @cached_property
     def dg(self) -> int:
         """Output channels of one group."""
         return self.d // self.groups
 
-    @property
+    @cached_property
     def x_shape(self) -> tuple[int, int, int, int]:
         """``(n, h, w, c)``."""
         return self.n, self.h, self.w, self.c
 
-    @property
+    @cached_property
     def w_shape(self) -> tuple[int, int, int, int]:
         """``(d, kh, kw, c / groups)``."""
         return self.d, self.kh, self.kw, self.cg
 
-    @property
+    @cached_property
     def y_shape(self) -> tuple[int, int, int, int]:
         """``(n, oh, ow, d)``."""
         return self.n, self.oh, self.ow, self.d
 
-    @property
+    @cached_property
     def flops(self) -> int:
         """Floating-point operations of a direct pass, a multiply and an add each; the same for all three."""
         return 2 * self.n * self.oh * self.ow * self.d * self.cg * self.kh * self.kw

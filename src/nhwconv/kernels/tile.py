@@ -10,7 +10,8 @@ It is the 'brgemm' of Georganas et al. (arXiv 1906.06440) with strides on both s
 - It reads exactly the elements of A and E that the sum names, and writes exactly those of C.
 - Of B it reads exactly the columns named where B is "exact"; where B is "padded" it reads whole vectors.
 - A tile stays in registers for the whole sum. E is added at the end, so a sum that continues from block to block
-  is a blocked sum, with a blocked sum's smaller error. Where ``add`` is false E is not read.
+  is a blocked sum, with a blocked sum's smaller error. One row for all, a bias whose ``e_m`` is zero, is what sums
+  start from: that costs nothing. Where ``add`` is false E is not read.
 - R1, R2 or K of zero is an empty sum.
 - Every step asks for one cache line to be brought to L2, ``f_k`` numbers further each time, from `ahead` numbers behind
   this tile's rows of A on: what the next tile reads. The lines may lie anywhere, also outside of arrays; where ``f_k``
@@ -209,13 +210,12 @@ class _Tile:
         tail = builder.sub(value["columns"], i64((self.v - 1) * emit.lanes))
         self.mask = emit.first_lanes(tail)
         self.sums = [[cgutils.alloca_once(builder, emit.vector) for _ in range(self.v)] for _ in range(self.m)]
-        for row in self.sums:
-            for s in row:
-                builder.store(emit.zero, s)
+        one_row = builder.icmp_signed("==", value["e_m"], i64(0))
+        self._start(builder.and_(self.add, one_row))
         self.ahead = cgutils.alloca_once_value(builder, builder.gep(self._row(self.a, self.m), [value["ahead"]]))
         with cgutils.for_range(builder, value["R1"]) as outer, cgutils.for_range(builder, value["R2"]) as inner:
             self._product(self._at("a", outer, inner), self._at("b", outer, inner))
-        with builder.if_then(self.add):
+        with builder.if_then(builder.and_(self.add, builder.not_(one_row))):
             self._each(self.e, value["e_m"], self._add_from)
         if isinstance(value["stream"], ir.Constant):  # never
             self._each(self.c, value["c_m"], self._store_to)
@@ -225,6 +225,16 @@ class _Tile:
                 self._each(self.c, value["c_m"], self._stream_to)
             with otherwise:
                 self._each(self.c, value["c_m"], self._store_to)
+
+    def _start(self, from_e):
+        """Start all rows' sums from E where it is one row for all, from zero otherwise."""
+        builder, emit = self.builder, self.emitter
+        flags = emit.splat(from_e)
+        for j in range(self.v):
+            mask = builder.and_(flags, self.mask) if j == self.v - 1 else flags
+            first = emit.load(builder.gep(self.e, [i64(j * emit.lanes)]), mask)
+            for row in self.sums:
+                builder.store(first, row[j])
 
     def _may_stream(self, tail):
         """Whether C is to be stored past the caches, and can be: whole vectors at multiples of their size."""
