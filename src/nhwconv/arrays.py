@@ -50,15 +50,16 @@ class _Lease(np.ndarray):
     """A buffer in use: the base of the array that is made of it, and so of all its views."""
 
     def __del__(self) -> None:
-        """When the last view is gone, the buffer is free again."""
-        _buffers.give_back(self.base)
+        """When the last view is gone, the buffer is free again; when Python ends, modules go first."""
+        if _buffers is not None:
+            _buffers.give_back(self.base)
 
 
 class _Buffers:
     """Unused buffers by their size.
 
-    There is no lock: `give_back` may run inside any allocation, when Python collects garbage. Each step on a list or the
-    dictionary is atomic, and a buffer is in one place at a time, so the worst that threads do to one another is a
+    There is no lock: `give_back` may run inside any allocation, when Python collects garbage. Each step on a list or
+    the dictionary is atomic, and a buffer is in one place at a time, so the worst that threads do to one another is a
     missed reuse.
     """
 

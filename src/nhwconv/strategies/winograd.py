@@ -32,15 +32,19 @@ from .base import Array
 
 __all__ = ["Winograd"]
 
-#: Outputs of a tile, by taps, best first: tiles of six or four points, whose rounding errors stay within the bound.
-OUTPUTS = {1: (1,), 2: (4, 2), 3: (4, 2), 4: (3,), 5: (2,)}
-#: Elements of transformed x, and of products, that a task keeps in L2.
-BLOCK = 144 * 1024
-#: Tiles of a block, or twice as many where that is all of them; and channels of x and of y.
-BLOCK_TILES = 28
-BLOCK_CHANNELS = 128
-#: Transform weights once for all tasks where more blocks of tiles than this would do it again.
+#: Outputs of a tile, by taps: tiles of at most seven points, whose rounding errors stay within the bound.
+OUTPUTS = {1: (1,), 2: (2, 4), 3: (2, 4, 5), 4: (3, 4), 5: (2, 3)}
+#: A longer tile rounds more, and has to come down to this part of the products.
+GAIN = 0.95
+#: Elements of transformed weights up to which they are made once, for all tasks, where more blocks of tiles than this
+#: read them. More of them come so slowly from the last-level cache that each task rather makes its own.
+SHARED_WEIGHTS = 1536 * 1024
 SHARED = 4
+#: Tiles of a block, and channels of x, with shared weights and without: transformed x then stays in L2.
+SHARED_TILES, SHARED_CHANNELS = 28, 128
+OWN_POINTS, OWN_CHANNELS = 2048, 64
+#: Channels of y of a block.
+BLOCK_CHANNELS = 128
 #: The part of the peak at which the micro-kernel runs, and the cycles in which a transform makes a vector.
 EFFICIENCY = 0.75
 TRANSFORM = 4
@@ -69,14 +73,22 @@ class _Form:
         return self.m_h, self.r_h, self.m_w, self.r_w
 
 
+def _tile(taps: int, outputs: int) -> tuple[int, int] | None:
+    """Return the outputs of a tile of one axis, and the products that all of its tiles take; None without a form."""
+    best = None
+    for m in OUTPUTS.get(taps, ()):
+        products = math.ceil(outputs / m) * (m + taps - 1)
+        if best is None or products <= GAIN * best[1]:
+            best = m, products
+    return best
+
+
 def _form(rows: int, columns: int, p: int, q: int) -> _Form | None:
-    """Return the form with the fewest products for ``rows x columns`` taps and ``p x q`` outputs, None without gain."""
-    forms = [_Form(m_h, rows, m_w, columns) for m_h in OUTPUTS.get(rows, ()) for m_w in OUTPUTS.get(columns, ())]
-    if not forms:
+    """Return the form for ``rows x columns`` taps and ``p x q`` outputs, None where it saves no product."""
+    high, wide = _tile(rows, p), _tile(columns, q)
+    if high is None or wide is None or high[1] * wide[1] >= rows * columns * p * q:
         return None
-    products = {f: math.ceil(p / f.m_h) * math.ceil(q / f.m_w) * f.points for f in forms}
-    best = min(forms, key=lambda f: products[f])
-    return best if products[best] < rows * columns * p * q else None
+    return _Form(high[0], rows, wide[0], columns)
 
 
 @dataclass(frozen=True)
@@ -107,11 +119,13 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
     tiles_h = math.ceil(math.ceil(rows.out / rows.dilation) / form.m_h)
     tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.m_w)
     tiles = n * rows.dilation * columns.dilation * tiles_h * tiles_w
-    block_t = _even(tiles, BLOCK_TILES if tiles > 2 * BLOCK_TILES else 2 * BLOCK_TILES)
-    width, channels = nr * lanes, min(BLOCK_CHANNELS, BLOCK // (form.points * block_t))
-    block_k, block_d = min(cg, _even(cg, channels, lanes)), _even(dg, channels, width)
+    blocks = math.ceil(tiles / SHARED_TILES)
+    shared = blocks > SHARED and form.points * cg * dg <= SHARED_WEIGHTS
+    block_t = _even(tiles, SHARED_TILES if shared else OWN_POINTS // form.points)
+    width = nr * lanes
+    block_k = min(cg, _even(cg, SHARED_CHANNELS if shared else OWN_CHANNELS, lanes))
+    block_d = _even(dg, BLOCK_CHANNELS, width)
     blocks_t, blocks_d = math.ceil(tiles / block_t), math.ceil((dg - lanes + 1) / block_d)
-    shared = blocks_t > SHARED
     packed = packed_size(groups, dg, rows.taps * columns.taps * cg, lanes)
     v = form.points * _apart(block_t * (block_k + lanes), lanes)
     u = 0 if shared else form.points * _apart((block_k + lanes) * width, lanes)
