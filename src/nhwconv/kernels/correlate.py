@@ -99,6 +99,12 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                 d_0, group = rest % ceil_div(g.dg, g.block_d) * g.block_d, rest // ceil_div(g.dg, g.block_d)
                 p_1, q_1 = min(p_0 + g.block_p, g.p), min(q_0 + g.block_q, g.q)
                 d_1 = min(d_0 + g.block_d, g.dg)
+                if depth == 0:  # no taps: the phase of an input gradient that nothing flows to
+                    for p in range(p_0, p_1):
+                        for q in range(q_0, q_1):
+                            y_q = g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q
+                            fill_zero(y, y_q + group * g.dg + d_0, d_1 - d_0)
+                    continue
                 row, column = p_0 * g.stride_h - g.top, q_0 * g.stride_w - g.left
                 if g.gather:
                     rows = (p_1 - p_0 - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1
@@ -120,9 +126,9 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                         for q in range(q_0, q_1, STRIP):
                             a_q = a_0 + (p - p_0) * g.stride_h * pitch + (q - q_0) * g.stride_w * pixel
                             y_q = g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel
-                            # Long sums are sums of blocks, which round less; without taps there is one, an empty one.
-                            for r in range(0, max(g.R, 1), g.sum_r):
-                                for k in range(0, max(K, 1), g.sum_k):
+                            # Long sums are sums of blocks, which round less.
+                            for r in range(0, g.R, g.sum_r):
+                                for k in range(0, K, g.sum_k):
                                     last = r + g.sum_r >= g.R and k + g.sum_k >= K
                                     e, e_0, e_m, add = bias, channel, 0, g.add_bias != 0
                                     if r + k > 0:

@@ -13,7 +13,7 @@ from numba import prange
 
 from .geometry import Fields
 from .jit import Kernel, ceil_div, device, kernel
-from .simd import fetch_add, fill_zero, transpose
+from .simd import copy, fetch_add, fill_zero, transpose, transpose_exact
 from .tile import tile_product
 
 __all__ = ["NARROW", "correlate_narrow"]
@@ -38,6 +38,9 @@ NARROW = Fields(
 def _turn_row(g, x, x_row, channels, scratch, target, LANES):
     """Copy a row of x with pixels side by side: ``(channels, pitch)``; what is left and right of it stays zero."""
     first, last = max(0, -g.left), min(g.w, g.pitch - LANES - g.left)
+    if g.c == 1:
+        copy(scratch, target + g.left + first, x, x_row + first, max(0, last - first))
+        return
     for j in range(first, last, LANES):
         pixels = min(LANES, last - j)
         for k in range(0, channels, LANES):
@@ -48,12 +51,13 @@ def _turn_row(g, x, x_row, channels, scratch, target, LANES):
 
 
 @device
-def _write_row(g, scratch, source, bias, channel, y, target):
+def _write_row(g, scratch, source, bias, channel, y, target, LANES):
     """Write a row of sums ``(dg, pitch)`` to y, where channels are side by side, with the bias."""
-    for d in range(g.dg):
-        added = bias[channel + d] if g.add_bias else 0
-        for q in range(g.q):
-            y[target + q * g.y_q + d] = scratch[source + d * g.pitch + q] + added
+    for q in range(0, g.q, LANES):
+        transpose_exact(
+            scratch, source + q, g.pitch, g.dg, min(LANES, g.q - q), g.add_bias != 0, bias, channel,
+            y, target + q * g.y_q, g.y_q,
+        )  # fmt: skip
 
 
 @cache
@@ -100,6 +104,6 @@ def correlate_narrow(LANES: int) -> Kernel:
                                     r + k > 0, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, 0, 0,
                                 )  # fmt: skip
                     y_p = g.y_0 + n * g.y_n + p * g.y_p + group * g.dg
-                    _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p)
+                    _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p, LANES)
 
     return kernel(correlate_narrow)

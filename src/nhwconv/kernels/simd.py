@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from .. import machine
 
-__all__ = ["Emitter", "add_rows", "copy", "fetch_add", "fill_zero", "transpose"]
+__all__ = ["Emitter", "add_rows", "copy", "fetch_add", "fill_zero", "transpose", "transpose_exact"]
 
 I64 = ir.IntType(64)
 I1 = ir.IntType(1)
@@ -247,6 +247,32 @@ def transpose(typingctx, source, s0, s_row, rows, columns, target, t0, t_row):
                 for k, row in enumerate(_transposed_part(emit, of, s_row, rows, columns)):
                     with builder.if_then(builder.icmp_signed("<", i64(k), columns)):
                         emit.store(row, builder.gep(to, [builder.mul(i64(k), t_row)]))
+
+    return signature, codegen
+
+
+@intrinsic
+def transpose_exact(typingctx, source, s0, s_row, rows, columns, add, e, e0, target, t0, t_row):
+    """Write the transpose of up to LANES x LANES numbers, and nothing beside it.
+
+    Reads ``source[s0 + r*s_row + k]`` and writes ``target[t0 + k*t_row + r]`` for ``r < rows``, ``k < columns``; where
+    `add`, ``e[e0 + r]`` is added.
+    """
+    ints = [types.intp] * 4
+    signature = types.void(source, *ints, types.boolean, e, types.intp, target, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        source, s0, s_row, rows, columns, add, e, e0, target, t0, t_row = args
+        emit = Emitter(builder, sig.args[0].dtype)
+        of = pointer(context, builder, sig.args[0], source, s0)
+        to = pointer(context, builder, sig.args[8], target, t0)
+        valid = emit.first_lanes(rows)
+        none = ir.Constant(emit.mask_type, None)
+        more = emit.load(pointer(context, builder, sig.args[6], e, e0), builder.select(add, valid, none))
+        for k, row in enumerate(_transposed_part(emit, of, s_row, rows, columns)):
+            exists = builder.icmp_signed("<", i64(k), columns)
+            address = builder.gep(to, [builder.mul(i64(k), t_row)])
+            emit.store(builder.fadd(row, more), address, builder.select(exists, valid, none))
 
     return signature, codegen
 

@@ -32,6 +32,8 @@ __all__ = ["Loop"]
 TASK_PIXELS = 1024
 #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
 TASKS = 64
+#: Least output pixels of a task, where there are too few tasks; below that its output channels are split.
+LEAST_PIXELS = 256
 #: Elements of x that a task keeps in L2 while it walks over the output channels.
 TASK_ELEMENTS = 96 * 1024
 #: Bytes of a result from which on it is stored past the caches.
@@ -70,9 +72,9 @@ def _even(size: int, parts: int, multiple: int = 1) -> int:
     return min(math.ceil(block / multiple) * multiple, math.ceil(size / multiple) * multiple)
 
 
-def _blocking(p: int, q: int, rows_of: int, pixel: int, stride: int, mr: int) -> tuple[int, int]:
-    """Return (block_p, block_q): the rows and columns of outputs that one task computes."""
-    limit = max(mr, min(TASK_PIXELS, TASK_ELEMENTS // pixel // stride))
+def _blocking(p: int, q: int, pixels: int, rows_of: int, pixel: int, stride: int, mr: int) -> tuple[int, int]:
+    """Return (block_p, block_q): the rows and columns of outputs that one task computes, about `pixels` at most."""
+    limit = max(mr, min(pixels, TASK_ELEMENTS // pixel // stride))
     block_q = q if q <= limit else _even(q, math.ceil(q / limit), mr)
     block_p = max(1, min(p, limit // block_q))
     while block_p > 1 and ((block_p - 1) * stride + rows_of) * block_q * stride * pixel > 2 * TASK_ELEMENTS:
@@ -111,7 +113,10 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
         n, p, q = 1, 1, n * p * q
     reach = (rows.taps - 1) * rows.dilation + 1
     merged = columns.dilation == 1 and (gather or groups == 1)
-    block_p, block_q = _blocking(p, q, reach, cg, rows.stride, mr)
+    # Weights that stay in L2 are read by any number of tasks; more of them are read by as few as can be.
+    small = taps * cg * dg <= TASK_ELEMENTS
+    pixels = max(LEAST_PIXELS, min(TASK_PIXELS, n * p * q // TASKS)) if small else TASK_PIXELS
+    block_p, block_q = _blocking(p, q, pixels, reach, cg, rows.stride, mr)
     tasks = n * groups * math.ceil(p / block_p) * math.ceil(q / block_q)
     block_d = _even(dg, math.ceil(TASKS / tasks), nr * lanes)
     scratch = 0
