@@ -8,7 +8,8 @@ from numba import prange
 
 from .geometry import Fields
 from .jit import Kernel, kernel
-from .simd import add_rows, fetch_add, fill_zero
+from .simd import add_rows, fill_zero
+from .tasks import next_task
 
 __all__ = ["COLUMN_SUMS", "column_sums"]
 
@@ -21,10 +22,10 @@ def column_sums() -> Kernel:
     """Make the kernel that sums the columns of each part into one row."""
 
     def column_sums(dy, parts, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 fill_zero(parts, task * g.d, g.d)

@@ -15,7 +15,8 @@ from numba import prange
 
 from .geometry import Fields
 from .jit import Kernel, ceil_div, device, kernel
-from .simd import copy, fetch_add, fill_zero
+from .simd import copy, fill_zero
+from .tasks import next_task
 from .tile import tile_product
 
 __all__ = ["CORRELATE", "correlate", "gather_block"]
@@ -89,7 +90,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
             Q, K = (1, g.Q * g.cg) if merged else (g.Q, g.cg)
             s_0 = worker * g.scratch
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 # the task: outputs p_0:p_1 x q_0:q_1, channels d_0:d_1 of a group, of image n

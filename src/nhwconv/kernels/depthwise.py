@@ -27,7 +27,8 @@ from numba.extending import intrinsic
 from .. import machine
 from .geometry import Fields
 from .jit import Kernel, device, kernel
-from .simd import I64, Emitter, add_rows, fetch_add, fill_zero, i64, index, pointer
+from .simd import I64, Emitter, add_rows, fill_zero, i64, index, pointer
+from .tasks import next_task
 
 __all__ = ["CORRELATE", "WEIGHT_GRAD", "correlate", "weight_grad"]
 
@@ -347,9 +348,9 @@ def correlate(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES: 
     """Make the kernel for rows of taps in chunks of Q1 and Q2; STRIDE of 0 means that stride and dilation vary."""
 
     def correlate(x, packed, y, table, stream, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, geometry[0].tasks)
                 if task >= geometry[0].tasks:
                     break
                 # All phases of a block of rows: they read the same rows of x and write the same lines of y.
@@ -490,11 +491,11 @@ def weight_grad(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES
     ROWS_1, ROWS_2 = sum_rows(Q1), sum_rows(max(Q2, 1))
 
     def weight_grad(x, dy, parts, bias_parts, table, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             zero = g.slices * g.part
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 # the task: a slice of the rows of all images, some of the channels

@@ -211,11 +211,15 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+#: A queue is one counter for each worker, a cache line apart.
+COUNTERS_APART = 8
+
+
 class Kernel:
     """A compiled body with a parallel and a serial form.
 
-    A body takes ``(*arguments, queue, workers, geometry)``: its workers take their tasks from the queue, a counter, and
-    the geometry says how many there are. `run` makes the queue.
+    A body takes ``(*arguments, queue, workers, geometry)``: its workers take their tasks from the queue
+    (`nhwconv.kernels.tasks`), and the geometry says how many there are. `run` makes the queue.
     """
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
@@ -225,7 +229,7 @@ class Kernel:
 
     def run(self, *arguments: Any, geometry: Any, workers: int) -> None:
         """Do all tasks of `geometry` with `workers` threads."""
-        self(*arguments, np.zeros(1, np.int64), workers, geometry, workers=workers)
+        self(*arguments, np.zeros(workers * COUNTERS_APART, np.int64), workers, geometry, workers=workers)
 
     def __call__(self, *arguments: Any, workers: int) -> None:
         """Run with `workers` threads: in parallel where that is more than one, and safe."""

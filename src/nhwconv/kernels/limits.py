@@ -8,7 +8,8 @@ from numba import prange
 
 from .geometry import Fields
 from .jit import Kernel, kernel
-from .simd import copy, fetch_add
+from .simd import copy
+from .tasks import next_task
 from .tile import tile_product
 
 __all__ = ["LIMIT_COPY", "LIMIT_TILES", "copy_blocks", "multiply_add", "sum_blocks"]
@@ -26,7 +27,7 @@ def multiply_add() -> Kernel:
     def multiply_add(a, b, c, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
-            while fetch_add(queue) < g.tasks:
+            while next_task(queue, worker, workers, g.tasks) < g.tasks:
                 tile_product(
                     g.tile, g.rows, g.columns, g.runs, 1, g.steps, a, 0, 0, 0, g.steps, 1, b, 0, 0, 0, g.columns,
                     False, c, 0, 0, c, worker * g.rows * g.columns, g.columns, 0, 0, 0,
@@ -40,10 +41,10 @@ def sum_blocks() -> Kernel:
     """Make the kernel that reads an array, a block a task; integers, whose sum a compiler may vectorise."""
 
     def sum_blocks(source, sums, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 total = 0
@@ -59,10 +60,10 @@ def copy_blocks() -> Kernel:
     """Make the kernel that copies an array, a block a task."""
 
     def copy_blocks(source, target, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 copy(target, task * g.block, source, task * g.block, g.block)

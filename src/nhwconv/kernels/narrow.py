@@ -13,7 +13,8 @@ from numba import prange
 
 from .geometry import Fields
 from .jit import Kernel, ceil_div, device, kernel
-from .simd import copy, fetch_add, fill_zero, transpose, transpose_exact
+from .simd import copy, fill_zero, transpose, transpose_exact
+from .tasks import next_task
 from .tile import tile_product
 
 __all__ = ["NARROW", "correlate_narrow"]
@@ -72,7 +73,7 @@ def correlate_narrow(LANES: int) -> Kernel:
             s_sums = s_0 + g.s_sums
             fill_zero(scratch, s_0, g.s_sums)
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 # the task: rows p_0:p_1 of outputs of a group of image n

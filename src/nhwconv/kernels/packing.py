@@ -13,7 +13,8 @@ from numba import prange
 
 from .geometry import Fields
 from .jit import Kernel, ceil_div, device, kernel
-from .simd import copy, fetch_add, fill_zero, transpose
+from .simd import copy, fill_zero, transpose
+from .tasks import next_task
 
 __all__ = ["PACK", "pack_columns", "pack_rows", "packed_size"]
 
@@ -51,10 +52,10 @@ def pack_columns(WIDTH: int, LANES: int) -> Kernel:
     """Pack w whose steps ``k`` are contiguous (``w_k = 1``): every LANES x LANES block is transposed."""
 
     def pack_columns(w, packed, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 j, source, target, width = _panel_of_task(g, task, WIDTH, LANES)
@@ -74,10 +75,10 @@ def pack_rows(WIDTH: int, LANES: int) -> Kernel:
     """Pack w whose columns ``j`` are contiguous (``w_j = 1``): every row is copied."""
 
     def pack_rows(w, packed, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 j, source, target, width = _panel_of_task(g, task, WIDTH, LANES)

@@ -11,7 +11,8 @@ from numba import prange
 
 from .geometry import Fields
 from .jit import Kernel, kernel
-from .simd import copy, fetch_add, fill_zero
+from .simd import copy, fill_zero
+from .tasks import next_task
 
 __all__ = ["PATCHES", "col2im", "im2col"]
 
@@ -24,10 +25,10 @@ def im2col() -> Kernel:
     """Make the kernel that gathers patches; a task is one row of outputs."""
 
     def im2col(x, patches, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 n, p = task // g.p, task % g.p
@@ -51,10 +52,10 @@ def col2im() -> Kernel:
     """Make the kernel that sums patches into x; a task is one row of x, and every pixel is written once."""
 
     def col2im(patches, x, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 n, i = task // g.h, task % g.h

@@ -177,12 +177,12 @@ def fill_zero(typingctx, target, t0, count):
 
 
 @intrinsic
-def fetch_add(typingctx, counter):
-    """Add one to ``counter[0]`` atomically and return what it was: the next task of a queue."""
-    signature = types.intp(counter)
+def fetch_add(typingctx, counters, i):
+    """Add one to ``counters[i]`` atomically and return what it was."""
+    signature = types.intp(counters, types.intp)
 
     def codegen(context, builder, sig, args):
-        address = pointer(context, builder, sig.args[0], args[0], i64(0))
+        address = pointer(context, builder, sig.args[0], *args)
         return builder.atomic_rmw("add", address, i64(1), "monotonic")
 
     return signature, codegen

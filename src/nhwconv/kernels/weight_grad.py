@@ -19,7 +19,8 @@ from numba import prange
 from .correlate import gather_block
 from .geometry import Fields
 from .jit import Kernel, ceil_div, device, kernel
-from .simd import add_rows, copy, fetch_add
+from .simd import add_rows, copy
+from .tasks import next_task
 from .tile import tile_product
 
 __all__ = ["SUM_PARTS", "WEIGHT_GRAD", "sum_parts", "weight_grad"]
@@ -79,7 +80,7 @@ def weight_grad(WIDTH: int) -> Kernel:
             s_0 = worker * (g.scratch + g.scratch_dy)
             s_dy = s_0 + g.scratch
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 # the task: taps r_0:r_1, channels d_0:d_1 and k_0:k_1 of a group, and a slice of the rows of all images
@@ -153,10 +154,10 @@ def sum_parts() -> Kernel:
     """Make the kernel that adds the parts of all slices, in their order, into dw."""
 
     def sum_parts(parts, dw, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 # a task is one channel of y: `depth` numbers of dw

@@ -23,7 +23,8 @@ from .geometry import Fields
 from .jit import Kernel, ceil_div, device, kernel
 from .native import call, native
 from .points import matrices
-from .simd import I1, I64, SCALARS, Emitter, fetch_add, i64, pointer
+from .simd import I1, I64, SCALARS, Emitter, i64, pointer
+from .tasks import next_task
 from .tile import tile_product
 
 __all__ = ["WINOGRAD", "WINOGRAD_WEIGHT_GRAD", "winograd_correlate", "winograd_weight_grad", "winograd_weights"]
@@ -296,12 +297,12 @@ def winograd_weights(WIDTH: int, LANES: int) -> Kernel:
     """Make the kernel that transforms packed weights: their taps become points, and all else keeps its order."""
 
     def winograd_weights(packed, transformed, queue, workers, geometry):
-        for _worker in prange(workers):
+        for worker in prange(workers):
             g = geometry[0]
             padded, panels = ceil_div(g.dg, LANES) * LANES, ceil_div(g.dg, WIDTH)
             blocks = _channel_blocks(g.cg, g.block_k, LANES)
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.groups * panels * blocks)
                 if task >= g.groups * panels * blocks:
                     break
                 (k, channels), rest = _channel_block(task % blocks, g.cg, g.block_k, LANES), task // blocks
@@ -378,7 +379,7 @@ def winograd_correlate(WIDTH: int, LANES: int) -> Kernel:
             s_v = worker * g.scratch
             s_u, s_m = s_v + g.s_u, s_v + g.s_m
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 # the task: a block of tiles, and channels d_0:d_1 of a group
@@ -456,7 +457,7 @@ def winograd_weight_grad(WIDTH: int, LANES: int) -> Kernel:
             s_v = worker * g.scratch
             s_dy, s_m = s_v + g.s_dy, s_v + g.s_m
             while True:
-                task = fetch_add(queue)
+                task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 # the task: d channels of y and k of x, from d_0 and k_0 of a group on, and a slice of the tiles
