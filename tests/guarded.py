@@ -22,8 +22,8 @@ import numpy as np
 
 import nhwconv as nc
 from cases import PASSES, Case, Data, draw_data, refusal
-from nhwconv import arrays, storage
-from nhwconv.strategies import REGISTRY, depthwise, loop
+from nhwconv import arrays, machine, storage
+from nhwconv.strategies import REGISTRY
 from tolerance import assert_close
 
 PAGE = mmap.PAGESIZE
@@ -171,7 +171,7 @@ def _reference(case: Case, data: Any, pass_: str) -> np.ndarray:
 def run(problem: Problem) -> int:
     """Run a problem; print what is about to run, and return how often something ran."""
     case, count = problem.case, 0
-    loop.STREAM_BYTES = depthwise.STREAM_BYTES = 0 if problem.stream else 2**40
+    machine.STREAM_BYTES = 0 if problem.stream else 2**40
     storage.STRIP = problem.strip
     for pass_ in PASSES:
         wide = [view.astype(np.float64) for view in _inputs(problem, True)[0]]

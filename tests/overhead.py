@@ -55,7 +55,12 @@ def protections() -> dict[str, tuple[Callable[[], object], Callable[[], object]]
         "claim of workqueue": (_launch("workqueue", 2), _unlaunched),
         "second try of an allocation": (
             lambda: arrays._buffers.new(size),
-            lambda: np.empty(size + arrays.ALIGNMENT, np.uint8),
+            lambda: arrays._Buffer(
+                (size,),
+                arrays._BYTE,
+                (raw := np.empty(size + arrays.ALIGNMENT, arrays._BYTE)),
+                -raw.ctypes.data % arrays.ALIGNMENT,
+            ),
         ),
         "out is apart from an input": (
             lambda: checks.as_out("f", "out", out, out.shape, out.dtype, {"x": x}),

@@ -24,7 +24,7 @@ from cases import (
     supporting,
     typical,
 )
-from nhwconv import arrays
+from nhwconv import arrays, machine
 from nhwconv.strategies import AUTO, REGISTRY, depthwise, loop
 from tolerance import DIRECT, assert_close
 
@@ -217,8 +217,8 @@ def test_stores_past_the_caches_write_the_same(case, dtype, monkeypatch):
     shapes = {"forward": case.y_shape, "input_grad": case.x_shape}
     jobs = [(pass_, name) for pass_ in shapes for name in supporting(case, pass_, dtype=dtype) if name in AUTO]
     expected = {job: run(case, data, *job).tobytes() for job in jobs}
+    monkeypatch.setattr(machine, "STREAM_BYTES", 0)
     for module in (loop, depthwise):
-        monkeypatch.setattr(module, "STREAM_BYTES", 0)
         for function in vars(module).values():
             if hasattr(function, "cache_clear"):
                 function.cache_clear()

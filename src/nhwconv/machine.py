@@ -31,6 +31,8 @@ __all__ = [
     "workers",
 ]
 
+#: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
+STREAM_BYTES = 16 * 2**20
 #: Bytes that one core moves between memory and registers in a cycle, for predictions.
 BYTES_A_CYCLE = 4
 #: Below this many FLOPs a parallel launch costs more than it saves.

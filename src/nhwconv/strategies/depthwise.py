@@ -27,8 +27,6 @@ __all__ = ["Depthwise"]
 UNROLLED = (3, 5, 7)
 #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
 TASKS = 32
-#: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
-STREAM_BYTES = 4 * 2**20
 #: The part of the peak at which the multiply-adds run.
 EFFICIENCY = 0.5
 #: How much longer it takes where a channel multiplier makes every vector a gather.
@@ -219,7 +217,7 @@ class Depthwise:
         packed[depth + 1] = 0
         vector = lanes * problem.dtype.itemsize
         whole = d % lanes == 0 and y.ctypes.data % vector == 0
-        stream = int(whole and y.nbytes >= STREAM_BYTES)
+        stream = int(whole and y.nbytes >= machine.STREAM_BYTES)
         workers = machine.workers(problem.flops)
         correlate(*steps.literal).run(
             x.reshape(-1),

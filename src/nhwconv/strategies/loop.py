@@ -36,8 +36,6 @@ TASKS = 64
 LEAST_PIXELS = 256
 #: Elements of x that a task keeps in L2 while it walks over the output channels.
 TASK_ELEMENTS = 96 * 1024
-#: Bytes of a result from which on it is stored past the caches.
-STREAM_BYTES = 16 * 2**20
 #: Products that are summed in one go: a running sum of so many in float32 errs by less than the bound of 1e-5.
 SUM_STEPS = 384
 #: The part of the peak at which the micro-kernel runs in a pass.
@@ -129,7 +127,7 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
             "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d, "gather": gather,
             "scratch": -(-scratch // 16) * 16, "tasks": tasks * math.ceil(dg / block_d), "add_bias": bias,
             **(_sums(rows.taps, 1, columns.taps * cg) if merged else _sums(rows.taps, columns.taps, cg)),
-            "stream": sides["n"] * sides["y_n"] * problem.dtype.itemsize >= STREAM_BYTES,
+            "stream": sides["n"] * sides["y_n"] * problem.dtype.itemsize >= machine.STREAM_BYTES,
             "tile": panel_tile(problem.dtype.name, mr, nr),
         }
     )  # fmt: skip
