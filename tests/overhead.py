@@ -39,6 +39,11 @@ def _unlaunched() -> None:
     _nothing(1, 2, 3)
 
 
+def _new(size: int) -> object:
+    raw = np.empty(size + arrays.ALIGNMENT, arrays._BYTE)
+    return arrays._Buffer((size,), arrays._BYTE, raw, -raw.ctypes.data % arrays.ALIGNMENT)
+
+
 def protections() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     """Return each protection, by name: work with it, and without."""
     out, x = np.zeros((2, 3, 5, 4), np.float32), np.zeros((2, 5, 6, 3), np.float32)
@@ -55,12 +60,7 @@ def protections() -> dict[str, tuple[Callable[[], object], Callable[[], object]]
         "claim of workqueue": (_launch("workqueue", 2), _unlaunched),
         "second try of an allocation": (
             lambda: arrays._buffers.new(size),
-            lambda: arrays._Buffer(
-                (size,),
-                arrays._BYTE,
-                (raw := np.empty(size + arrays.ALIGNMENT, arrays._BYTE)),
-                -raw.ctypes.data % arrays.ALIGNMENT,
-            ),
+            lambda: _new(size),
         ),
         "out is apart from an input": (
             lambda: checks.as_out("f", "out", out, out.shape, out.dtype, {"x": x}),

@@ -40,10 +40,10 @@ GAIN = 0.95
 #: read them. More of them come so slowly from the last-level cache that each task rather makes its own.
 SHARED_WEIGHTS = 1536 * 1024
 SHARED = 4
-#: Tiles of a block, and channels of x, with shared weights; and points of a block, and elements of transformed x,
-#: without. They then stay in L2.
+#: Tiles of a block, and channels of x, with shared weights; points of a block, and channels of x, without: so that
+#: transformed x stays in L2.
 SHARED_TILES, SHARED_CHANNELS = 28, 128
-OWN_POINTS, OWN_ELEMENTS = 2048, 160 * 1024
+OWN_POINTS, OWN_CHANNELS = 2048, 64
 #: Channels of y of a block.
 BLOCK_CHANNELS = 128
 #: The part of the peak at which the micro-kernel runs, and the cycles in which a transform makes a vector.
@@ -124,8 +124,7 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
     shared = blocks > SHARED and form.points * cg * dg <= SHARED_WEIGHTS
     block_t = _even(tiles, SHARED_TILES if shared else OWN_POINTS // form.points)
     width = nr * lanes
-    channels = SHARED_CHANNELS if shared else OWN_ELEMENTS // (form.points * block_t)
-    block_k = min(cg, _even(cg, channels, lanes))
+    block_k = min(cg, _even(cg, SHARED_CHANNELS if shared else OWN_CHANNELS, lanes))
     block_d = _even(dg, BLOCK_CHANNELS, width)
     blocks_t, blocks_d = math.ceil(tiles / block_t), math.ceil((dg - lanes + 1) / block_d)
     packed = packed_size(groups, dg, rows.taps * columns.taps * cg, lanes)
