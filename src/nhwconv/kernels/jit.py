@@ -129,6 +129,15 @@ class _KernelCache(FunctionCache):
         self._cache_file: Any = Store(f"{py_func.__module__}.{py_func.__qualname__}", options)
         self.enable()
 
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep a compiled function, whose code LLVM has handed over through a callback.
+
+        Ctrl-C may strike there, where Python can only print it: then the code is missing, and the interrupt is due now.
+        """
+        if data.library._compiled_object is None:
+            raise KeyboardInterrupt
+        super().save_overload(sig, data)
+
 
 class _Payload(CompileResultCacheImpl):
     """What Numba writes for a compiled function, without a place on disk of its own."""
