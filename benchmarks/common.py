@@ -12,14 +12,14 @@ WHOLE = bool(os.environ.get("NHWCONV_BENCH_WHOLE"))
 
 PASSES = ["forward", "weight_grad", "input_grad"]
 
-#: A dense layer, a depthwise one, and a small one: they differ in what limits them.
-LAYERS = ["resnet50.3.3x3", "mobilenetv2.dw144", "lenet5.2"]
+#: A dense layer, a depthwise one, a small one, one of few pixels, a pointwise one: they differ in what limits them.
+LAYERS = ["resnet50.3.3x3", "mobilenetv2.dw144", "lenet5.2", "resnet50.4.3x3", "mobilenetv2.pw24"]
 STRATEGIES = ["auto", "loop"]
 DTYPES = ["float32"]
 THREADS = [1, 2]
 if WHOLE:
     LAYERS += [
-        "resnet50.stem", "resnet50.2.3x3", "resnet50.2.1x1b", "resnet50.3.3x3s2", "resnet50.4.3x3", "resnet50.5.3x3",
+        "resnet50.stem", "resnet50.2.3x3", "resnet50.2.1x1b", "resnet50.3.3x3s2", "resnet50.5.3x3",
         "resnet50.5.1x1", "vgg16.2_2", "alexnet.2", "cifar.32-32", "mobilenetv2.stem", "mobilenetv2.dw96s2",
         "convnext.dw7x7", "unet.valid", "deeplab.3x3d2",
     ]  # fmt: skip

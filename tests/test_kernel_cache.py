@@ -3,7 +3,9 @@
 import pickle
 import re
 
+import numpy as np
 import pytest
+from numba.core.codegen import CPUCodeLibrary
 
 import child
 import threaded
@@ -213,3 +215,20 @@ def test_names_of_numba_that_the_cache_uses():
     for name in ("load", "save", "flush"):
         assert callable(getattr(caching.IndexDataCacheFile, name)), name
         assert callable(getattr(jit.Store, name)), name
+
+
+def test_an_interrupt_where_llvm_hands_code_over_is_raised(tmp_path, monkeypatch):
+    """Python can only print it there, and the code is missing: it is due when the kernel is kept. Then calls work."""
+    monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
+
+    def double(x):
+        x[0] *= 2
+
+    kernel, x = jit.kernel(double), np.ones(1)
+    with monkeypatch.context() as patch:
+        lost = property(lambda self: None, lambda self, code: None)
+        patch.setattr(CPUCodeLibrary, "_compiled_object", lost, raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            kernel(x, workers=1)
+    kernel(x, workers=1)
+    assert x[0] == 2
