@@ -19,8 +19,11 @@ Array = npt.NDArray[Any]
 
 #: A cache line and the widest vector: an aligned array is worth up to 1.4 times in cache.
 ALIGNMENT = 64
-#: From this many bytes on buffers are aligned and reused, and so many bytes of unused ones are kept at most.
-REUSED_FROM = 4096
+#: From this many bytes on arrays are aligned; smaller ones are not worth it.
+ALIGNED_FROM = 4096
+#: From this many bytes on buffers are reused, and so many bytes of unused ones are kept at most. Smaller ones are cheap
+#: to get anew; and Ctrl-C in the middle of giving one back, which Python can only print, would be likelier.
+REUSED_FROM = 2**20
 KEPT = 256 * 2**20
 
 #: NaN and Inf flow through, and what a dtype cannot hold becomes Inf: NumPy must not warn of either.
@@ -32,8 +35,10 @@ _BYTE = np.dtype(np.uint8)
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return an uninitialised C-contiguous array; from a page on it starts at a multiple of 64 bytes."""
     nbytes = math.prod(shape) * dtype.itemsize
-    if nbytes < REUSED_FROM:  # too small for alignment to pay for itself
+    if nbytes < ALIGNED_FROM:
         return np.empty(shape, dtype)
+    if nbytes < REUSED_FROM:
+        return np.ndarray(shape, dtype, _buffers.new(nbytes))
     return np.ndarray(shape, dtype, _buffers.take(nbytes))
 
 
