@@ -9,8 +9,7 @@ import pytest
 
 from nhwconv import arrays
 
-SIZE = 2**20  # bytes
-LARGE = (SIZE // 4 + 100,)  # float32
+LARGE = (arrays.REUSED_FROM // 4 + 100,)  # float32
 F = np.dtype(np.float32)
 
 
@@ -80,7 +79,7 @@ def test_living_arrays_never_overlap():
     rng = np.random.default_rng(0)
     alive = {}
     for i in range(300):
-        size = int(rng.integers(SIZE // 2, 3 * SIZE)) // 4
+        size = int(rng.integers(arrays.REUSED_FROM // 2, 3 * arrays.REUSED_FROM)) // 4
         alive[i] = arrays.empty((size,), F)
         alive[i].fill(i)
         for j in [j for j in alive if rng.random() < 0.2]:
@@ -100,12 +99,12 @@ def test_unused_memory_is_bounded(monkeypatch):
 
 
 def test_a_much_larger_buffer_is_not_wasted_on_a_small_array():
-    """A buffer serves arrays of eight ninths of its size and up."""
+    """A buffer serves arrays of four fifths of its size and up."""
     a = arrays.empty((8 * 2**20,), np.dtype(np.uint8))
     where = a.ctypes.data
     del a
     assert arrays.empty((4 * 2**20,), np.dtype(np.uint8)).ctypes.data != where
-    assert arrays.empty((7 * 2**20 + 2**19 + 1,), np.dtype(np.uint8)).ctypes.data == where
+    assert arrays.empty((7 * 2**20,), np.dtype(np.uint8)).ctypes.data == where
 
 
 def test_threads_do_not_get_each_others_memory():
@@ -116,7 +115,7 @@ def test_threads_do_not_get_each_others_memory():
         rng = np.random.default_rng(me)
         together.wait(60)
         for i in range(60):
-            size = int(rng.integers(SIZE, 2 * SIZE)) // 4
+            size = int(rng.integers(arrays.REUSED_FROM, 2 * arrays.REUSED_FROM)) // 4
             mine = [arrays.empty((size,), F) for _ in range(3)]
             for k, a in enumerate(mine):
                 a[::512] = 100 * me + k

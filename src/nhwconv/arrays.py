@@ -1,8 +1,8 @@
 """Memory: aligned arrays for results and workspaces, and reuse of large ones.
 
 Fresh memory costs a page fault for every page that is touched, which can take longer than a depthwise layer. malloc
-keeps what is freed up to some 32 MiB and gives more back to the system at once. So buffers are kept here when their
-arrays die, a bounded amount of them, and the next array of such a size gets one.
+keeps what is freed up to some 32 MiB and gives more back to the system at once. So large buffers are kept here when
+their arrays die, a bounded amount of them, and the next array of such a size gets one.
 """
 
 from __future__ import annotations
@@ -72,14 +72,19 @@ class _Buffers:
         self._unused: dict[int, list[Any]] = {}
 
     def take(self, nbytes: int) -> _Lease:
-        """Return `nbytes` or up to an eighth more, from an unused buffer or a new one."""
-        step = 1 << max(nbytes.bit_length() - 4, 6)
-        size = -(-nbytes // step) * step
-        try:
-            buffer = self._unused[size].pop()
-        except LookupError:
-            buffer = self.new(size)
-        return _Lease((size,), _BYTE, buffer)
+        """Return memory for `nbytes`: the smallest unused buffer, at most a quarter larger, or a new one."""
+        step = 1 << (nbytes.bit_length() - 4)  # sizes are rounded up to eight of them from one power of two to the next
+        least = -(-nbytes // step) * step
+        for size in range(least, nbytes + nbytes // 4 + 1, step):
+            try:
+                return self._lease(self._unused[size].pop())
+            except LookupError:
+                continue
+        return self._lease(self.new(least))
+
+    @staticmethod
+    def _lease(buffer: Any) -> _Lease:
+        return _Lease(buffer.shape, _BYTE, buffer)
 
     def new(self, size: int) -> _Buffer:
         """Return a new buffer."""
@@ -95,16 +100,15 @@ class _Buffers:
         self._unused.setdefault(buffer.size, []).append(buffer)
         while self.nbytes() > KEPT:
             for unused in tuple(self._unused.values()):
-                if unused:
+                try:
                     unused.pop()
-                    break
+                except IndexError:  # none of this size, or another thread has just taken it
+                    continue
+                break
 
     def nbytes(self) -> int:
         """Return the bytes of all unused buffers."""
-        total = 0
-        for size, unused in tuple(self._unused.items()):
-            total += size * len(unused)
-        return total
+        return sum(size * len(unused) for size, unused in tuple(self._unused.items()))
 
     def clear(self) -> None:
         """Forget all unused buffers."""

@@ -19,6 +19,7 @@ from numba.core.registry import cpu_target
 
 __all__ = [
     "BYTES_A_CYCLE",
+    "STREAM_BYTES",
     "at_most_threads",
     "cpu_model",
     "flops_a_cycle",

@@ -301,9 +301,10 @@ def winograd_weights(WIDTH: int, LANES: int) -> Kernel:
             g = geometry[0]
             padded, panels = ceil_div(g.dg, LANES) * LANES, ceil_div(g.dg, WIDTH)
             blocks = _channel_blocks(g.cg, g.block_k, LANES)
+            tasks = g.groups * panels * blocks
             while True:
-                task = next_task(queue, worker, workers, g.groups * panels * blocks)
-                if task >= g.groups * panels * blocks:
+                task = next_task(queue, worker, workers, tasks)
+                if task >= tasks:
                     break
                 (k, channels), rest = _channel_block(task % blocks, g.cg, g.block_k, LANES), task // blocks
                 j, group = rest % panels * WIDTH, rest // panels
