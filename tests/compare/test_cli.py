@@ -261,8 +261,10 @@ def test_ctrl_c_in_a_process(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
     command = [sys.executable, "-m", "nhwconv.compare", "compare", "--layer", SMALL, "--strategies", "tensordot"]
     with subprocess.Popen(
-        [*command, "--seconds", "2", "--json", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
+        [*command, "--seconds", "2", "--json", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Where tests run in the background of a shell, they ignore Ctrl-C, and a child would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as child:  # fmt: skip
         assert child.stdout is not None
         assert child.stderr is not None
         assert "forward" in child.stdout.readline()  # the first of three tables is out
