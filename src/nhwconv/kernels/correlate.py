@@ -28,8 +28,13 @@ CORRELATE = Fields(
     "R Q stride_h stride_w dilation_h dilation_w top left "
     # the grid of outputs, and where they lie in y, in elements
     "p q y_0 y_n y_p y_q "
-    # one task: block_p rows of outputs, block_q of a row, block_d channels; `gather` copies its part of x to scratch
-    "block_p block_q block_d gather scratch tasks add_bias stream "
+    # one task: block_p rows of outputs, block_q of a row, block_d channels; `d_first` takes all channels of the same
+    # outputs one after the other
+    "block_p block_q block_d d_first tasks add_bias stream "
+    # `gather` copies what a task reads of x to scratch: every step-th row and column, pixels so many elements apart
+    "gather step_h step_w pixel scratch "
+    # a row of taps is one run where pixels are contiguous, otherwise a run for each tap
+    "merged "
     # rows of taps, and steps of a run, that are summed at a time
     "sum_r sum_k "
     # the address of the micro-kernel
@@ -43,33 +48,33 @@ STRIP_TILES = 6
 
 @device
 def _gather_row(g, x, x_row, first, count, channels, scratch, target):
-    """Copy columns ``first : first + count`` of a row of x, some channels of each, zeros where they are outside."""
-    before = min(max(-first, 0), count)
-    inside = max(min(g.w - first, count) - before, 0)
+    """Copy `count` columns of a row of x from `first` on, some channels of each, zeros where they are outside."""
+    before = min(max(ceil_div(-first, g.step_w), 0), count)
+    inside = max(min(ceil_div(g.w - first, g.step_w), count) - before, 0)
     after = count - before - inside
-    fill_zero(scratch, target, before * channels)
-    target += before * channels
-    source = x_row + (first + before) * g.c
-    if channels == g.c:
+    fill_zero(scratch, target, before * g.pixel)
+    target += before * g.pixel
+    source, step = x_row + (first + before * g.step_w) * g.c, g.step_w * g.c
+    if channels == step and channels == g.pixel:
         copy(scratch, target, x, source, inside * channels)
     elif channels < 8:
         for i in range(inside):
             for k in range(channels):
-                scratch[target + i * channels + k] = x[source + i * g.c + k]
+                scratch[target + i * g.pixel + k] = x[source + i * step + k]
     else:
         for i in range(inside):
-            copy(scratch, target + i * channels, x, source + i * g.c, channels)
-    fill_zero(scratch, target + inside * channels, after * channels)
+            copy(scratch, target + i * g.pixel, x, source + i * step, channels)
+    fill_zero(scratch, target + inside * g.pixel, after * g.pixel)
 
 
 @device
 def gather_block(g, x, n, row, rows, column, columns, channel, channels, scratch, s_0):
-    """Copy a part of image n to scratch, borders and all, as ``(rows, columns, channels)``."""
-    pitch = columns * channels
+    """Copy a part of image n to scratch, borders and all, as ``(rows, columns, pixel)``."""
+    pitch = columns * g.pixel
     for i in range(rows):
-        target = s_0 + i * pitch
-        if 0 <= row + i < g.h:
-            _gather_row(g, x, (n * g.h + row + i) * g.w * g.c + channel, column, columns, channels, scratch, target)
+        target, source = s_0 + i * pitch, row + i * g.step_h
+        if 0 <= source < g.h:
+            _gather_row(g, x, (n * g.h + source) * g.w * g.c + channel, column, columns, channels, scratch, target)
         else:
             fill_zero(scratch, target, pitch)
 
@@ -82,22 +87,23 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
     def correlate(x, packed, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
-            blocks_p, blocks_q = ceil_div(g.p, g.block_p), ceil_div(g.q, g.block_q)
+            blocks_p, blocks_q, blocks_d = ceil_div(g.p, g.block_p), ceil_div(g.q, g.block_q), ceil_div(g.dg, g.block_d)
+            blocks = g.tasks // blocks_d
             depth = g.R * g.Q * g.cg
             padded = ceil_div(g.dg, LANES) * LANES
-            # A row of taps is one run where pixels are contiguous, otherwise a run for each tap.
-            merged = g.dilation_w == 1 and (g.gather or g.groups == 1)
-            Q, K = (1, g.Q * g.cg) if merged else (g.Q, g.cg)
+            Q, K = (1, g.Q * g.cg) if g.merged else (g.Q, g.cg)
             s_0 = worker * g.scratch
+            held = -1  # the block whose x is in scratch
             while True:
                 task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
                     break
                 # the task: outputs p_0:p_1 x q_0:q_1, channels d_0:d_1 of a group, of image n
-                q_0, rest = task % blocks_q * g.block_q, task // blocks_q
+                block, d_0 = (task // blocks_d, task % blocks_d) if g.d_first else (task % blocks, task // blocks)
+                d_0 *= g.block_d
+                q_0, rest = block % blocks_q * g.block_q, block // blocks_q
                 p_0, rest = rest % blocks_p * g.block_p, rest // blocks_p
-                n, rest = rest % g.n, rest // g.n
-                d_0, group = rest % ceil_div(g.dg, g.block_d) * g.block_d, rest // ceil_div(g.dg, g.block_d)
+                n, group = rest % g.n, rest // g.n
                 p_1, q_1 = min(p_0 + g.block_p, g.p), min(q_0 + g.block_q, g.q)
                 d_1 = min(d_0 + g.block_d, g.dg)
                 if depth == 0:  # no taps: the phase of an input gradient that nothing flows to
@@ -108,11 +114,15 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                     continue
                 row, column = p_0 * g.stride_h - g.top, q_0 * g.stride_w - g.left
                 if g.gather:
-                    rows = (p_1 - p_0 - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1
-                    columns = (q_1 - q_0 - 1) * g.stride_w + (g.Q - 1) * g.dilation_w + 1
-                    gather_block(g, x, n, row, rows, column, columns, group * g.cg, g.cg, scratch, s_0)
-                    a, a_0, pixel, pitch = scratch, s_0, g.cg, columns * g.cg
+                    down, right = g.stride_h // g.step_h, g.stride_w // g.step_w
+                    rows = (p_1 - p_0 - 1) * down + (g.R - 1) * g.dilation_h + 1
+                    columns = (q_1 - q_0 - 1) * right + (g.Q - 1) * g.dilation_w + 1
+                    if block != held:
+                        gather_block(g, x, n, row, rows, column, columns, group * g.cg, g.cg, scratch, s_0)
+                        held = block
+                    a, a_0, pixel, pitch = scratch, s_0, g.pixel, columns * g.pixel
                 else:
+                    down, right = g.stride_h, g.stride_w
                     a, a_0 = x, ((n * g.h + row) * g.w + column) * g.c + group * g.cg
                     pixel, pitch = g.c, g.w * g.c
                 # Where a tile's pixels are one run of memory, the first panel brings the next tile's.
@@ -125,7 +135,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                     for p in range(p_0, p_1):
                         # A strip of tiles, whose sums stay in L1 from one block of the sum to the next.
                         for q in range(q_0, q_1, STRIP):
-                            a_q = a_0 + (p - p_0) * g.stride_h * pitch + (q - q_0) * g.stride_w * pixel
+                            a_q = a_0 + (p - p_0) * down * pitch + (q - q_0) * right * pixel
                             y_q = g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel
                             # Long sums are sums of blocks, which round less.
                             for r in range(0, g.R, g.sum_r):
@@ -138,7 +148,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                                         g.tile, min(STRIP, q_1 - q), min(WIDTH, d_1 - j),
                                         min(g.sum_r, g.R - r), Q, min(g.sum_k, K - k),
                                         a, a_q + r * g.dilation_h * pitch + k,
-                                        g.dilation_h * pitch, g.dilation_w * pixel, g.stride_w * pixel, 1,
+                                        g.dilation_h * pitch, g.dilation_w * pixel, right * pixel, 1,
                                         packed, b_0 + (r * g.Q * g.cg + k) * width,
                                         g.Q * g.cg * width, g.cg * width, width,
                                         add, e, e_0, e_m, y, y_q, g.y_q, g.stream if last else 0,

@@ -32,8 +32,9 @@ WEIGHT_GRAD = Fields(
     "R Q stride_h stride_w dilation_h dilation_w top left "
     # slices of the pixels, rows and columns of a block; rows of taps, channels of y and channels of x of a task
     "slices block_p block_q block_r block_d block_k "
-    # `gather` copies a block of x to scratch, `gather_dy` one of dy; `swap` is said above; `accumulate` adds to parts
-    "gather gather_dy scratch scratch_dy swap accumulate part tasks "
+    # `gather` copies a block of x to scratch (as `correlate` does), `gather_dy` one of dy; `swap` is said above;
+    # `accumulate` adds to parts
+    "gather step_h step_w pixel scratch merged gather_dy scratch_dy swap accumulate part tasks "
     # the address of the micro-kernel
     "tile"
 )
@@ -89,9 +90,7 @@ def weight_grad(WIDTH: int) -> Kernel:
                 r_0, rest = rest % blocks_r * g.block_r, rest // blocks_r
                 group, piece = rest % g.groups, rest // g.groups
                 r_1, d_1, k_1 = min(r_0 + g.block_r, g.R), min(d_0 + g.block_d, g.dg), min(k_0 + g.block_k, g.cg)
-                # A row of taps is one run where its pixels are contiguous, otherwise a run for each tap.
-                merged = g.dilation_w == 1 and k_1 - k_0 == g.cg and (g.gather or g.groups == 1)
-                runs, run = (1, g.Q * g.cg) if merged else (g.Q, k_1 - k_0)
+                runs, run = (1, g.Q * g.cg) if g.merged else (g.Q, k_1 - k_0)
                 next_line, last = piece * g.n * g.p // g.slices, (piece + 1) * g.n * g.p // g.slices
                 add = g.accumulate != 0
                 while next_line < last:
@@ -101,12 +100,15 @@ def weight_grad(WIDTH: int) -> Kernel:
                     for q_0 in range(0, g.q, g.block_q):
                         q_1 = min(q_0 + g.block_q, g.q)
                         row, column = p_0 * g.stride_h - g.top + r_0 * g.dilation_h, q_0 * g.stride_w - g.left
-                        a, a_0, pixel, pitch = x, 0, g.c, g.w * g.c
+                        a, a_0, pixel, pitch, down, right = x, 0, g.c, g.w * g.c, g.stride_h, g.stride_w
                         if g.gather:
-                            rows = (p_1 - p_0 - 1) * g.stride_h + (r_1 - r_0 - 1) * g.dilation_h + 1
-                            columns = (q_1 - q_0 - 1) * g.stride_w + (g.Q - 1) * g.dilation_w + 1
-                            pixel, pitch = k_1 - k_0, columns * (k_1 - k_0)
-                            gather_block(g, x, n, row, rows, column, columns, group * g.cg + k_0, pixel, scratch, s_0)
+                            down, right = g.stride_h // g.step_h, g.stride_w // g.step_w
+                            rows = (p_1 - p_0 - 1) * down + (r_1 - r_0 - 1) * g.dilation_h + 1
+                            columns = (q_1 - q_0 - 1) * right + (g.Q - 1) * g.dilation_w + 1
+                            pixel, pitch = g.pixel, columns * g.pixel
+                            gather_block(
+                                g, x, n, row, rows, column, columns, group * g.cg + k_0, k_1 - k_0, scratch, s_0
+                            )
                             a, a_0 = scratch, s_0
                         else:
                             a_0 = ((n * g.h + row) * g.w + column) * g.c + group * g.cg + k_0
@@ -128,7 +130,7 @@ def weight_grad(WIDTH: int) -> Kernel:
                             for s in range(runs):
                                 a_s = a_0 + (r - r_0) * g.dilation_h * pitch + s * g.dilation_w * pixel
                                 tap = (r * g.Q + s) * g.cg + k_0
-                                x_side = a, a_s, g.stride_h * pitch, g.stride_w * pixel, run
+                                x_side = a, a_s, down * pitch, right * pixel, run
                                 dy_side = b, b_0, b_pitch, b_pixel, d_1 - d_0
                                 if g.swap:
                                     rows_side, columns_side = x_side, dy_side

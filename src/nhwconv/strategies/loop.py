@@ -38,6 +38,10 @@ LEAST_PIXELS = 256
 TASK_ELEMENTS = 96 * 1024
 #: Products that are summed in one go: a running sum of so many in float32 errs by less than the bound of 1e-5.
 SUM_STEPS = 384
+#: Least bytes of a way of the L1 cache, and least ways, among the processors of the day.
+L1_WAY, L1_WAYS = 4096, 8
+#: What gathering an element costs, in elements read.
+GATHER = 3
 #: The part of the peak at which the micro-kernel runs in a pass.
 EFFICIENCY = 0.9
 #: Cycles of a register tile beside its sum: the call, the first and the last of it.
@@ -96,7 +100,13 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias:
 def _sums(rows: int, taps: int, run: int) -> dict[str, int]:
     """Return how much of ``rows`` times ``taps`` times ``run`` products is summed at a time."""
     sum_r = max(1, min(rows, SUM_STEPS // max(taps * run, 1)))
-    return {"sum_r": sum_r, "sum_k": max(1, min(run, SUM_STEPS // max(taps, 1)))}
+    return {"sum_r": sum_r, "sum_k": max(1, _even(run, math.ceil(run / max(1, SUM_STEPS // max(taps, 1)))))}
+
+
+def _collide(pixel: int, problem: ConvProblem) -> bool:
+    """Whether pixels that lie `pixel` elements apart fall into so few sets of L1 that a register tile's do not fit."""
+    rows, _, _ = tile_shape(problem.dtype.itemsize)
+    return rows * math.gcd(pixel * problem.dtype.itemsize, L1_WAY) > L1_WAYS * L1_WAY
 
 
 def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int], bias: bool) -> Array:
@@ -104,28 +114,39 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
     mr, nr, lanes = tile_shape(problem.dtype.itemsize)
     n, groups, cg, dg, p, q = (sides[name] for name in ("n", "groups", "cg", "dg", "p", "q"))
     taps = rows.taps * columns.taps
-    gather = taps > 0 and (rows.padded or columns.padded or groups > 1)
-    if taps == 1 and not gather and all(axis.plain for axis in (rows, columns)):
+    gather = taps > 0 and (
+        rows.padded or columns.padded or groups > 1 or _collide(columns.stride * sides["c"], problem)
+    )
+    if taps == 1 and groups == 1 and all(axis.plain for axis in (rows, columns)):
         # A matrix product over all pixels.
         sides |= {"n": 1, "h": 1, "w": n * p * q, "p": 1, "q": n * p * q, "y_n": n * sides["y_n"]}
         n, p, q = 1, 1, n * p * q
     reach = (rows.taps - 1) * rows.dilation + 1
-    merged = columns.dilation == 1 and (gather or groups == 1)
+    # Where rows or columns have a single tap, only those that it reads are gathered.
+    step_h, step_w = (axis.stride if gather and axis.taps == 1 else 1 for axis in (rows, columns))
+    pixel = (cg + lanes if _collide(columns.stride // step_w * cg, problem) else cg) if gather else sides["c"]
+    merged = columns.dilation == 1 and pixel == cg
     # Weights that stay in L2 are read by any number of tasks; more of them are read by as few as can be.
     small = taps * cg * dg <= TASK_ELEMENTS
     pixels = max(LEAST_PIXELS, min(TASK_PIXELS, n * p * q // TASKS)) if small else TASK_PIXELS
     block_p, block_q = _blocking(p, q, pixels, reach, cg, rows.stride, mr)
-    tasks = n * groups * math.ceil(p / block_p) * math.ceil(q / block_q)
-    block_d = _even(dg, math.ceil(TASKS / tasks), nr * lanes)
-    scratch = 0
-    if gather:
-        scratch = ((block_p - 1) * rows.stride + reach) * cg
-        scratch *= (block_q - 1) * columns.stride + (columns.taps - 1) * columns.dilation + 1
+    blocks = n * math.ceil(p / block_p) * math.ceil(q / block_q)
+    block_d = _even(dg, math.ceil(TASKS / (blocks * groups)), nr * lanes)
+    blocks_d = math.ceil(dg / block_d)
+    held = ((block_p - 1) * (rows.stride // step_h) + reach) * pixel
+    held *= (block_q - 1) * (columns.stride // step_w) + (columns.taps - 1) * columns.dilation + 1
+    # Of x and the weights, one is read once and the other again and again: x for each block of channels, the weights,
+    # where they do not stay in L2, for each block of outputs.
+    x_again = blocks * held * (GATHER if gather else 1) * (blocks_d - 1)
+    weights_again = 0 if small else taps * cg * dg * (blocks - 1)
+    scratch = held if gather else 0
     return CORRELATE.record(
         sides
         | {
-            "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d, "gather": gather,
-            "scratch": -(-scratch // 16) * 16, "tasks": tasks * math.ceil(dg / block_d), "add_bias": bias,
+            "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d,
+            "d_first": weights_again < x_again, "tasks": blocks * groups * blocks_d, "add_bias": bias,
+            "gather": gather, "step_h": step_h, "step_w": step_w, "pixel": pixel,
+            "scratch": -(-scratch // 16) * 16, "merged": merged,
             **(_sums(rows.taps, 1, columns.taps * cg) if merged else _sums(rows.taps, columns.taps, cg)),
             "stream": sides["n"] * sides["y_n"] * problem.dtype.itemsize >= machine.STREAM_BYTES,
             "tile": panel_tile(problem.dtype.name, mr, nr),
@@ -202,7 +223,9 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
     block_k = min(cg, _even(cg, math.ceil(cg / BLOCK_CHANNELS), nr * lanes))
     block_d = min(dg, _even(dg, math.ceil(dg / BLOCK_CHANNELS), nr * lanes))
     gather = gather or block_k < cg
-    run = problem.kw * cg if columns.dilation == 1 and (gather or groups == 1) and block_k == cg else block_k
+    step_h, step_w = (axis.stride if gather and axis.taps == 1 else 1 for axis in (rows, columns))
+    merged = columns.dilation == 1 and (gather or groups == 1) and block_k == cg
+    run = problem.kw * cg if merged else block_k
     dy_rows, x_rows = (_tile_cycles(*sides, BLOCK_PIXELS, mr, nr, lanes) for sides in ((dg, run), (run, dg)))
     swap = x_rows < SWAP * dy_rows
     gather_dy = block_d < dg
@@ -220,8 +243,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
         tasks *= math.ceil(dg / block_d)
     scratch = scratch_dy = 0
     if gather:
-        scratch = ((block_p - 1) * rows.stride + (block_r - 1) * rows.dilation + 1) * block_k
-        scratch *= (block_q - 1) * columns.stride + (problem.kw - 1) * columns.dilation + 1
+        scratch = ((block_p - 1) * (rows.stride // step_h) + (block_r - 1) * rows.dilation + 1) * block_k
+        scratch *= (block_q - 1) * (columns.stride // step_w) + (problem.kw - 1) * columns.dilation + 1
     if gather_dy:
         scratch_dy = block_p * block_q * block_d
     direct = slices == 1 and not swap
@@ -231,7 +254,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
             "R": problem.kh, "Q": problem.kw, "stride_h": rows.stride, "stride_w": columns.stride,
             "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
             "slices": slices, "block_p": block_p, "block_q": block_q, "block_r": block_r, "block_d": block_d,
-            "block_k": block_k, "gather": gather, "gather_dy": gather_dy, "scratch": -(-scratch // 16) * 16,
+            "block_k": block_k, "gather": gather, "step_h": step_h, "step_w": step_w, "pixel": block_k,
+            "scratch": -(-scratch // 16) * 16, "merged": merged, "gather_dy": gather_dy,
             "scratch_dy": -(-scratch_dy // 16) * 16, "swap": swap,
             "accumulate": accumulate and direct, "part": part, "tasks": tasks,
             "tile": column_tile(problem.dtype.name, mr, nr),
@@ -289,8 +313,7 @@ class Loop:
         mr, nr, lanes = tile_shape(problem.dtype.itemsize)
         if pass_ == "weight_grad":
             g = _weight_grad_steps(problem, False)[0][0]
-            merged = g["dilation_w"] == 1 and g["block_k"] == g["cg"]
-            run, runs = (g["Q"] * g["cg"], g["R"]) if merged else (g["cg"], g["R"] * g["Q"])
+            run, runs = (g["Q"] * g["cg"], g["R"]) if g["merged"] else (g["cg"], g["R"] * g["Q"])
             rows, columns = (run, g["dg"]) if g["swap"] else (g["dg"], run)
             blocks = g["n"] * g["groups"] * g["p"] * g["q"] / (g["block_p"] * g["block_q"])
             return float(blocks * runs * _tile_cycles(rows, columns, g["block_p"] * g["block_q"], mr, nr, lanes))
