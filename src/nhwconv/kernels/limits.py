@@ -30,7 +30,7 @@ def multiply_add() -> Kernel:
             while next_task(queue, worker, workers, g.tasks) < g.tasks:
                 tile_product(
                     g.tile, g.rows, g.columns, g.runs, 1, g.steps, a, 0, 0, 0, g.steps, 1, b, 0, 0, 0, g.columns,
-                    False, c, 0, 0, c, worker * g.rows * g.columns, g.columns, 0, 0, 0,
+                    False, c, 0, 0, c, worker * g.rows * g.columns, g.columns, 0, a, 0, 0, 0,
                 )  # fmt: skip
 
     return kernel(multiply_add)

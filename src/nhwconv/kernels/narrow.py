@@ -102,7 +102,7 @@ def correlate_narrow(LANES: int) -> Kernel:
                                     g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
                                     scratch, b_p + (r * g.dilation_h * g.cg + k) * g.pitch + q,
                                     g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
-                                    r + k > 0, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, 0, 0,
+                                    r + k > 0, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, scratch, 0, 0, 0,
                                 )  # fmt: skip
                     y_p = g.y_0 + n * g.y_n + p * g.y_p + group * g.dg
                     _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p, LANES)

@@ -13,9 +13,8 @@ It is the 'brgemm' of Georganas et al. (arXiv 1906.06440) with strides on both s
   is a blocked sum, with a blocked sum's smaller error. One row for all, a bias whose ``e_m`` is zero, is what sums
   start from: that costs nothing. Where ``add`` is false E is not read.
 - R1, R2 or K of zero is an empty sum.
-- Every step asks for one cache line to be brought to L2, ``f_k`` numbers further each time, from `ahead` numbers behind
-  this tile's rows of A on: what the next tile reads. The lines may lie anywhere, also outside of arrays; where ``f_k``
-  is zero it is one line again and again, for nothing.
+- Every step asks for one cache line to be brought to L2, for whoever comes next: step i of tile t for that of
+  ``F[t*f_t + i*f_k]``. The lines may lie anywhere, also outside of arrays. Where ``f_k`` is zero nothing is asked for.
 - Where `stream` is not zero and C allows it (whole vectors at multiples of their size), C is stored past the caches:
   worth it for results too large to be found there by whoever reads them next.
 
@@ -79,11 +78,12 @@ _INTS = (
     "e_m",
     "c_m",
     "stream",
-    "ahead",
+    "f_t",
     "f_k",
 )
-#: What of the operands a tile of so many rows leaves behind, for the next.
-_MOVES = {"a": "a_m", "e": "e_m", "c": "c_m"}
+#: The operands, in order, and by how much those that move do so from row to row.
+_OPERANDS = "abecf"
+_ROWS = {"a": "a_m", "e": "e_m", "c": "c_m"}
 
 
 @cache
@@ -101,7 +101,7 @@ def column_tile(dtype: str, mr: int, nr: int) -> int:
 @intrinsic
 def tile_product(
     typingctx, tile, rows, columns, R1, R2, K,
-    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m, stream, ahead, f_k,
+    a, a0, a_r, a_q, a_m, a_k, b, b0, b_r, b_q, b_k, add, e, e0, e_m, c, c0, c_m, stream, f, f0, f_t, f_k,
 ):  # fmt: skip
     """Compute a column of tiles; `tile` is an address. `a0`, `b0`, `e0`, `c0` are the offsets of element (0, 0)."""
     kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
@@ -113,7 +113,7 @@ def tile_product(
         def number(name):
             return context.cast(builder, value[name], kind[name], types.intp)
 
-        addresses = [pointer(context, builder, kind[v], value[v], number(f"{v}0")) for v in "abec"]
+        addresses = [pointer(context, builder, kind[v], value[v], number(f"{v}0")) for v in _OPERANDS]
         added = context.cast(builder, value["add"], kind["add"], types.boolean)
         arguments = [*addresses, added, *(number(n) for n in _INTS)]
         call(builder, number("tile"), _kind(SCALARS[str(kind["c"].dtype)]), arguments)
@@ -123,7 +123,7 @@ def tile_product(
 
 def _kind(scalar):
     """Return the type of an emitted function."""
-    return ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * 4 + [I1] + [I64] * len(_INTS))
+    return ir.FunctionType(ir.VoidType(), [scalar.as_pointer()] * len(_OPERANDS) + [I1] + [I64] * len(_INTS))
 
 
 def _tile(dtype, mr, nr, exact, constants):
@@ -150,10 +150,9 @@ def _emit_split(module, name, dtype, mr, tiles):
         more = builder.add(fewer, i64(1))
         builder.call(tiles, [*operands, add, more, *numbers.values(), larger])
     done = builder.mul(larger, builder.add(fewer, i64(1)))
-    operands = [
-        builder.gep(o, [builder.mul(done, numbers[_MOVES[n]])]) if n in _MOVES else o
-        for n, o in zip("abec", operands, strict=True)
-    ]
+    moves = {n: builder.mul(done, numbers[stride]) for n, stride in _ROWS.items()}
+    moves["f"] = builder.mul(larger, numbers["f_t"])
+    operands = [builder.gep(o, [moves[n]]) if n in moves else o for n, o in zip(_OPERANDS, operands, strict=True)]
     builder.call(tiles, [*operands, add, fewer, *numbers.values(), builder.sub(count, larger)])
     builder.ret_void()
 
@@ -190,19 +189,20 @@ class _Tile:
 
     def __init__(self, emit, value, pointers, add, m, v, exact):
         self.emitter, self.builder, self.value = emit, emit.builder, value
-        self.pointers, self.add = dict(zip("abec", pointers, strict=True)), add
+        self.pointers, self.add = dict(zip(_OPERANDS, pointers, strict=True)), add
         self.m, self.v, self.exact = m, v, exact
 
     def emit(self, count):
         """Compute `count` tiles, one below the other."""
         builder, value = self.builder, self.value
-        moving = {n: cgutils.alloca_once_value(builder, self.pointers[n]) for n in _MOVES}
+        moves = {n: builder.mul(i64(self.m), value[stride]) for n, stride in _ROWS.items()} | {"f": value["f_t"]}
+        moving = {n: cgutils.alloca_once_value(builder, self.pointers[n]) for n in moves}
         with cgutils.for_range(builder, count):
             here = {n: builder.load(p) for n, p in moving.items()}
-            self.a, self.b, self.e, self.c = (here.get(n, self.pointers[n]) for n in "abec")
+            self.a, self.b, self.e, self.c, self.f = (here.get(n, self.pointers[n]) for n in _OPERANDS)
             self._emit_one()
             for n, p in moving.items():
-                builder.store(builder.gep(here[n], [builder.mul(i64(self.m), value[_MOVES[n]])]), p)
+                builder.store(builder.gep(here[n], [moves[n]]), p)
 
     def _emit_one(self):
         """Sum in registers, then add E where asked and store."""
@@ -212,7 +212,10 @@ class _Tile:
         self.sums = [[cgutils.alloca_once(builder, emit.vector) for _ in range(self.v)] for _ in range(self.m)]
         one_row = builder.icmp_signed("==", value["e_m"], i64(0))
         self._start(builder.and_(self.add, one_row))
-        self.ahead = cgutils.alloca_once_value(builder, builder.gep(self._row(self.a, self.m), [value["ahead"]]))
+        # Who asks for nothing asks for a line of the stack, which is always there.
+        nothing = builder.icmp_signed("==", value["f_k"], i64(0))
+        here = cgutils.alloca_once(builder, emit.scalar)
+        self.ahead = cgutils.alloca_once_value(builder, builder.select(nothing, here, self.f))
         with cgutils.for_range(builder, value["R1"]) as outer, cgutils.for_range(builder, value["R2"]) as inner:
             self._product(self._at("a", outer, inner), self._at("b", outer, inner))
         with builder.if_then(builder.and_(self.add, builder.not_(one_row))):

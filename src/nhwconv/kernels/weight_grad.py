@@ -34,7 +34,7 @@ WEIGHT_GRAD = Fields(
     "slices block_p block_q block_r block_d block_k "
     # `gather` copies a block of x to scratch (as `correlate` does), `gather_dy` one of dy; `swap` is said above;
     # `accumulate` adds to parts
-    "gather step_h step_w pixel scratch merged gather_dy scratch_dy swap accumulate part tasks "
+    "gather step_h step_w pixel scratch merged gather_dy scratch_dy ahead swap accumulate part tasks "
     # the address of the micro-kernel
     "tile"
 )
@@ -50,24 +50,35 @@ def _gather_dy(g, dy, line, lines, q_0, q_1, channel, channels, scratch, target)
 
 
 @device
-def _multiply(tile, WIDTH, lines, pixels, rows_side, columns_side, parts, c_0, c_m, add):
+def _multiply(tile, MR, WIDTH, lines, pixels, rows_side, columns_side, parts, c_0, c_m, add, ahead, share):
     """Multiply two sides over a block of pixels.
 
     A side is an array, an offset, its pitch from line to line and from pixel to pixel, and how many of its numbers take
-    part.
+    part. Meanwhile a share, ``i`` of so many, of what `ahead` describes is asked for: each tile brings a line of every
+    pixel.
     """
+    x, x_0, x_pixel, x_lines, dy, dy_0, dy_pixel, dy_lines, line = ahead
+    i, shares = share
     a, a_0, a_line, a_pixel, rows = rows_side
     b, b_0, b_line, b_pixel, columns = columns_side
-    for j in range(0, columns, WIDTH):
+    panels = ceil_div(columns, WIDTH)
+    fetched = max(ceil_div(rows, MR), (x_lines + dy_lines) // (shares * panels))
+    for panel in range(panels):
+        j = panel * WIDTH
+        first = (i * panels + panel) * fetched
+        f, f_0, f_pixel = x, x_0 + first * line, x_pixel
+        if first >= x_lines:
+            first -= x_lines
+            f, f_0, f_pixel = dy, dy_0 + first * line, dy_pixel if first < dy_lines else 0
         tile_product(
             tile, rows, min(WIDTH, columns - j), lines, 1, pixels, a, a_0, a_line, 0, 1, a_pixel,
-            b, b_0 + j, b_line, 0, b_pixel, add, parts, c_0 + j, c_m, parts, c_0 + j, c_m, 0, 0, 0,
+            b, b_0 + j, b_line, 0, b_pixel, add, parts, c_0 + j, c_m, parts, c_0 + j, c_m, 0, f, f_0, line, f_pixel,
         )  # fmt: skip
 
 
 @cache
-def weight_grad(WIDTH: int) -> Kernel:
-    """Make the kernel for register tiles of so many columns."""
+def weight_grad(MR: int, WIDTH: int, LINE: int) -> Kernel:
+    """Make the kernel for register tiles of so many columns, and cache lines of so many numbers."""
 
     def weight_grad(x, dy, parts, bias_parts, scratch, queue, workers, geometry):
         for worker in prange(workers):
@@ -126,6 +137,18 @@ def weight_grad(WIDTH: int) -> Kernel:
                                     b, b_0 + line * b_pitch, b_pixel, q_1 - q_0, d_1 - d_0,
                                     bias_parts, piece * D + group * g.dg + d_0,
                                 )  # fmt: skip
+                        # what the next block reads
+                        next_q, next_p = q_0 + g.block_q, n * g.p + p_0
+                        if next_q >= g.q:
+                            next_q, next_p = 0, next_line
+                        ahead = x, 0, 0, 0, dy, 0, 0, 0, 0
+                        if g.ahead and next_p < last:
+                            next_row = next_p // g.p * g.h + next_p % g.p - g.top + r_0 * g.dilation_h
+                            ahead = (
+                                x, (next_row * g.w + next_q - g.left) * g.c + group * g.cg + k_0, g.c,
+                                (k_1 - k_0) // LINE,
+                                dy, (next_p * g.q + next_q) * D + group * g.dg + d_0, D, (d_1 - d_0) // LINE, LINE,
+                            )  # fmt: skip
                         for r in range(r_0, r_1):
                             for s in range(runs):
                                 a_s = a_0 + (r - r_0) * g.dilation_h * pitch + s * g.dilation_w * pixel
@@ -139,8 +162,9 @@ def weight_grad(WIDTH: int) -> Kernel:
                                     rows_side, columns_side = dy_side, x_side
                                     c_0, c_m = (group * g.dg + d_0) * depth + tap, depth
                                 _multiply(
-                                    g.tile, WIDTH, p_1 - p_0, q_1 - q_0, rows_side, columns_side,
+                                    g.tile, MR, WIDTH, p_1 - p_0, q_1 - q_0, rows_side, columns_side,
                                     parts, piece * g.part + c_0, c_m, add,
+                                    ahead, ((r - r_0) * runs + s, (r_1 - r_0) * runs),
                                 )  # fmt: skip
                         add = True
 

@@ -413,7 +413,7 @@ def winograd_correlate(WIDTH: int, LANES: int) -> Kernel:
                                 g.tile, tiles, min(WIDTH, d_1 - j), 1, 1, channels,
                                 scratch, s_v + point * v_apart, 0, 0, channels, 1,
                                 u, u_0 + point * u_apart, 0, 0, width,
-                                k > 0, scratch, m_0, width_d, scratch, m_0, width_d, 0, 0, 0,
+                                k > 0, scratch, m_0, width_d, scratch, m_0, width_d, 0, scratch, 0, 0, 0,
                             )  # fmt: skip
                 _transform_outputs(g, scratch, s_m, m_apart, tile, tiles, width_d, bias, y, group * g.dg + d_0)
 
@@ -481,7 +481,7 @@ def winograd_weight_grad(WIDTH: int, LANES: int) -> Kernel:
                                 g.tile, d, min(WIDTH, k - j), 1, 1, tiles,
                                 scratch, s_dy + point * dy_apart, 0, 0, 1, d,
                                 scratch, s_v + point * v_apart + j, 0, 0, k,
-                                block > 0, scratch, c_0, k, scratch, c_0, k, 0, 0, 0,
+                                block > 0, scratch, c_0, k, scratch, c_0, k, 0, scratch, 0, 0, 0,
                             )  # fmt: skip
                 for m in range(d):
                     target = piece * g.part + ((group * g.dg + d_0 + m) * g.m_h * g.m_w) * g.cg + k_0

@@ -40,6 +40,8 @@ TASK_ELEMENTS = 96 * 1024
 SUM_STEPS = 384
 #: Least bytes of a way of the L1 cache, and least ways, among the processors of the day.
 L1_WAY, L1_WAYS = 4096, 8
+#: Bytes of a cache line.
+LINE = 64
 #: What gathering an element costs, in elements read.
 GATHER = 3
 #: The part of the peak at which the micro-kernel runs in a pass.
@@ -247,6 +249,10 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
         scratch *= (block_q - 1) * (columns.stride // step_w) + (problem.kw - 1) * columns.dilation + 1
     if gather_dy:
         scratch_dy = block_p * block_q * block_d
+    # The next block is asked for where pixels follow one another, spread over the sets of L2, and find room there
+    # beside the sums.
+    ahead = rows.stride == columns.stride == 1 and not _collide(problem.c, problem)
+    ahead = ahead and block_r * problem.kw * block_k * block_d <= TASK_ELEMENTS
     direct = slices == 1 and not swap
     product = WEIGHT_GRAD.record(
         {
@@ -257,6 +263,7 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
             "block_k": block_k, "gather": gather, "step_h": step_h, "step_w": step_w, "pixel": block_k,
             "scratch": -(-scratch // 16) * 16, "merged": merged, "gather_dy": gather_dy,
             "scratch_dy": -(-scratch_dy // 16) * 16, "swap": swap,
+            "ahead": ahead,
             "accumulate": accumulate and direct, "part": part, "tasks": tasks,
             "tile": column_tile(problem.dtype.name, mr, nr),
         }
@@ -353,14 +360,16 @@ class Loop:
         self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
     ) -> None:
         """Multiply dy and x over all pixels."""
-        _, nr, lanes = tile_shape(problem.dtype.itemsize)
+        mr, nr, lanes = tile_shape(problem.dtype.itemsize)
         workers = machine.workers(problem.flops)
         product, total = _weight_grad_steps(problem, accumulate)
         x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
         scratch = arrays.empty((_scratch(product) * workers,), problem.dtype)
         parts = dw if total is None else arrays.empty((_parts(product),), problem.dtype)
         sums = bias.parts(int(product["slices"][0]), db, problem.dtype)
-        weight_grad(nr * lanes).run(x, dy, parts, sums.reshape(-1), scratch, geometry=product, workers=workers)
+        weight_grad(mr, nr * lanes, LINE // problem.dtype.itemsize).run(
+            x, dy, parts, sums.reshape(-1), scratch, geometry=product, workers=workers
+        )
         if db is not None:
             bias.store(sums, db, accumulate)
         if total is not None:
