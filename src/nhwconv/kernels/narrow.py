@@ -3,6 +3,9 @@
 Input gradients of image layers have three output channels, which would leave most of a vector empty. Here a task copies
 its rows of x with pixels side by side, ``(rows, channels, columns)``, and a register tile is a few output channels
 times a run of pixels of one row. Outputs are a stride apart in y, never in x: ``stride_w`` is one.
+
+All phases of a strided input gradient read the same rows of dy, so one copy serves them: there is a record of the
+geometry for each.
 """
 
 from __future__ import annotations
@@ -20,34 +23,39 @@ from .tile import tile_product
 __all__ = ["NARROW", "correlate_narrow"]
 
 NARROW = Fields(
-    # sizes: images, groups, x, channels of a group in x and in y
-    "n groups h w c cg dg "
-    # taps, and how x is read
-    "R Q stride_h dilation_h dilation_w top left "
+    # of all phases
+    # sizes: images, groups, x, channels of a group in x and in y; how x is read
+    "n groups h w c cg dg stride_h dilation_h dilation_w "
+    # most rows of outputs, those of a task, and how far it reads: x is copied from `before_h` rows and `before_w`
+    # columns before an output's place on, and over `reach` rows for each output
+    "rows block_p before_h before_w reach "
+    # columns of the copy of x; where a row of sums is, and the size of scratch
+    "pitch s_sums scratch tasks add_bias "
+    # the micro-kernel's address, and the columns of its register tile
+    "tile width "
+    # of one phase
+    # taps, their borders, and where their weights are
+    "R Q top left packed_0 "
     # the grid of outputs, and where they lie in y, in elements
     "p q y_0 y_n y_p y_q "
-    # rows of outputs of a task; columns of its copy of x; where its sums are, and the size of its scratch
-    "block_p pitch s_sums scratch tasks add_bias "
     # rows of taps, and channels, that are summed at a time
-    "sum_r sum_k "
-    # the micro-kernel's address, and the columns of its register tile
-    "tile width"
+    "sum_r sum_k"
 )
 
 
 @device
 def _turn_row(g, x, x_row, channels, scratch, target, LANES):
     """Copy a row of x with pixels side by side: ``(channels, pitch)``; what is left and right of it stays zero."""
-    first, last = max(0, -g.left), min(g.w, g.pitch - LANES - g.left)
+    first, last = max(0, -g.before_w), min(g.w, g.pitch - LANES - g.before_w)
     if g.c == 1:
-        copy(scratch, target + g.left + first, x, x_row + first, max(0, last - first))
+        copy(scratch, target + g.before_w + first, x, x_row + first, max(0, last - first))
         return
     for j in range(first, last, LANES):
         pixels = min(LANES, last - j)
         for k in range(0, channels, LANES):
             transpose(
                 x, x_row + j * g.c + k, g.c, pixels, min(LANES, channels - k),
-                scratch, target + k * g.pitch + g.left + j, g.pitch,
+                scratch, target + k * g.pitch + g.before_w + j, g.pitch,
             )  # fmt: skip
 
 
@@ -68,7 +76,7 @@ def correlate_narrow(LANES: int) -> Kernel:
     def correlate_narrow(x, packed, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
-            blocks_p = ceil_div(g.p, g.block_p)
+            blocks_p = ceil_div(g.rows, g.block_p)
             s_0 = worker * g.scratch
             s_sums = s_0 + g.s_sums
             fill_zero(scratch, s_0, g.s_sums)
@@ -79,32 +87,34 @@ def correlate_narrow(LANES: int) -> Kernel:
                 # the task: rows p_0:p_1 of outputs of a group of image n
                 p_0, rest = task % blocks_p * g.block_p, task // blocks_p
                 n, group = rest % g.n, rest // g.n
-                p_1 = min(p_0 + g.block_p, g.p)
-                row = p_0 * g.stride_h - g.top
-                rows = (p_1 - p_0 - 1) * g.stride_h + (g.R - 1) * g.dilation_h + 1
-                for i in range(rows):
+                p_1 = min(p_0 + g.block_p, g.rows)
+                row = p_0 * g.stride_h - g.before_h
+                for i in range((p_1 - p_0 - 1) * g.stride_h + g.reach):
                     target = s_0 + i * g.cg * g.pitch
                     if 0 <= row + i < g.h:
                         x_row = (n * g.h + row + i) * g.w * g.c + group * g.cg
                         _turn_row(g, x, x_row, g.cg, scratch, target, LANES)
                     else:
                         fill_zero(scratch, target, g.cg * g.pitch)
-                for p in range(p_0, p_1):
-                    b_p = s_0 + (p - p_0) * g.stride_h * g.cg * g.pitch
-                    for q in range(0, g.q, g.width):
-                        c_0 = s_sums + q
-                        for r in range(0, max(g.R, 1), g.sum_r):
-                            for k in range(0, g.cg, g.sum_k):
-                                tile_product(
-                                    g.tile, g.dg, min(g.width, g.q - q),
-                                    min(g.sum_r, g.R - r), g.Q, min(g.sum_k, g.cg - k),
-                                    packed, ((group * g.R + r) * g.Q * g.cg + k) * LANES,
-                                    g.Q * g.cg * LANES, g.cg * LANES, 1, LANES,
-                                    scratch, b_p + (r * g.dilation_h * g.cg + k) * g.pitch + q,
-                                    g.dilation_h * g.cg * g.pitch, g.dilation_w, g.pitch,
-                                    r + k > 0, scratch, c_0, g.pitch, scratch, c_0, g.pitch, 0, scratch, 0, 0, 0,
-                                )  # fmt: skip
-                    y_p = g.y_0 + n * g.y_n + p * g.y_p + group * g.dg
-                    _write_row(g, scratch, s_sums, bias, group * g.dg, y, y_p, LANES)
+                for phase in range(len(geometry)):
+                    h = geometry[phase]
+                    s_x = s_0 + (h.before_h - h.top) * h.cg * h.pitch + h.before_w - h.left
+                    for p in range(p_0, min(p_1, h.p)):
+                        b_p = s_x + (p - p_0) * h.stride_h * h.cg * h.pitch
+                        for q in range(0, h.q, h.width):
+                            c_0 = s_sums + q
+                            for r in range(0, max(h.R, 1), h.sum_r):
+                                for k in range(0, h.cg, h.sum_k):
+                                    tile_product(
+                                        h.tile, h.dg, min(h.width, h.q - q),
+                                        min(h.sum_r, h.R - r), h.Q, min(h.sum_k, h.cg - k),
+                                        packed, h.packed_0 + ((group * h.R + r) * h.Q * h.cg + k) * LANES,
+                                        h.Q * h.cg * LANES, h.cg * LANES, 1, LANES,
+                                        scratch, b_p + (r * h.dilation_h * h.cg + k) * h.pitch + q,
+                                        h.dilation_h * h.cg * h.pitch, h.dilation_w, h.pitch,
+                                        r + k > 0, scratch, c_0, h.pitch, scratch, c_0, h.pitch, 0, scratch, 0, 0, 0,
+                                    )  # fmt: skip
+                        y_p = h.y_0 + n * h.y_n + p * h.y_p + group * h.dg
+                        _write_row(h, scratch, s_sums, bias, group * h.dg, y, y_p, LANES)
 
     return kernel(correlate_narrow)

@@ -18,8 +18,9 @@ from .tasks import next_task
 
 __all__ = ["PACK", "pack_columns", "pack_rows", "packed_size"]
 
-#: columns, steps: of one group and tap. R, Q: taps. w_*: strides of w, in elements, and w_0 its first tap.
-PACK = Fields("groups columns steps R Q w_0 w_g w_j w_k w_r w_q tasks")
+#: columns, steps: of one group and tap. R, Q: taps. w_*: strides of w, in elements, and w_0 its first tap. packed_0:
+#: where the packed weights start.
+PACK = Fields("groups columns steps R Q w_0 w_g w_j w_k w_r w_q packed_0 tasks")
 
 
 def packed_size(groups: int, columns: int, depth: int, lanes: int) -> int:
@@ -43,7 +44,7 @@ def _panel_of_task(g, task, WIDTH, LANES):
     depth = g.R * g.Q * g.steps
     padded = ceil_div(g.columns, LANES) * LANES
     source = g.w_0 + group * g.w_g + j * g.w_j + tap // g.Q * g.w_r + tap % g.Q * g.w_q
-    target = (group * padded + j) * depth + tap * g.steps * width
+    target = g.packed_0 + (group * padded + j) * depth + tap * g.steps * width
     return j, source, target, width
 
 

@@ -96,8 +96,8 @@ def correlation_fields(problem: ConvProblem, rows: Axis, columns: Axis, backward
     }  # fmt: skip
 
 
-def pack_geometry(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, width: int) -> Array:
-    """Describe the packing of the weights that a correlation reads, in panels of `width` columns."""
+def pack_geometry(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, width: int, first: int = 0) -> Array:
+    """Describe the packing of the weights that a correlation reads, in panels of `width` columns, from `first` on."""
     row, tap = problem.kw * problem.cg, problem.cg
     w_g, w_d = problem.dg * problem.kh * row, problem.kh * row
     cg, dg = (problem.dg, problem.cg) if backward else (problem.cg, problem.dg)
@@ -106,7 +106,7 @@ def pack_geometry(problem: ConvProblem, rows: Axis, columns: Axis, backward: boo
             "groups": problem.groups, "columns": dg, "steps": cg, "R": rows.taps, "Q": columns.taps,
             "w_0": rows.first_tap * row + columns.first_tap * tap, "w_g": w_g,
             "w_j": 1 if backward else w_d, "w_k": w_d if backward else 1,
-            "w_r": rows.tap_step * row, "w_q": columns.tap_step * tap,
+            "w_r": rows.tap_step * row, "w_q": columns.tap_step * tap, "packed_0": first,
             "tasks": problem.groups * rows.taps * columns.taps * math.ceil(dg / width),
         }
     )  # fmt: skip

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
+
 from .. import arrays, bias, machine
 from ..kernels.correlate import CORRELATE, correlate
 from ..kernels.jit import Kernel
@@ -64,10 +66,13 @@ class _Step:
     """One correlation: its kernel, how w is packed for it, and its geometry; without taps it only fills y."""
 
     make: Callable[..., Kernel]
-    pack: Array
+    packs: list[Array]
     geometry: Array
     packed: int
-    scratch: int
+
+    @property
+    def scratch(self) -> int:
+        return int(self.geometry["scratch"][0])
 
 
 def _even(size: int, parts: int, multiple: int = 1) -> int:
@@ -86,17 +91,26 @@ def _blocking(p: int, q: int, pixels: int, rows_of: int, pixel: int, stride: int
     return _even(p, math.ceil(p / block_p)), block_q
 
 
-def _step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool) -> _Step:
-    """Describe one correlation: of x with w forward, of dy with w in one phase backward."""
-    _mr, nr, lanes = tile_shape(problem.dtype.itemsize)
-    sides = correlation_fields(problem, rows, columns, backward)
-    sides |= {"R": rows.taps, "Q": columns.taps, "stride_h": rows.stride}
-    few = sides["dg"] < lanes and columns.stride == 1 and sides["q"] >= lanes // 2
-    make, geometry = (correlate_narrow, _narrow) if few else (correlate, _wide)
-    record = geometry(problem, rows, columns, sides, bias)
-    pack = pack_geometry(problem, rows, columns, backward, nr * lanes)
-    packed = packed_size(problem.groups, sides["dg"], rows.taps * columns.taps * sides["cg"], lanes)
-    return _Step(make, pack, record, packed, int(record["scratch"][0]))
+def _steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, bias: bool) -> list[_Step]:
+    """Describe the correlations of all phases: of x with w forward, of dy with w in each phase backward."""
+    lanes = machine.lanes(problem.dtype.itemsize)
+    dg = problem.cg if backward else problem.dg
+    # Where channels of y are few, pixels go on the vectors, for all phases at once.
+    few = dg < lanes and all(columns.stride == 1 for _, columns in phases)
+    if few and max(columns.out for _, columns in phases) >= lanes // 2:
+        return [_narrow(problem, phases, backward, bias)]
+    return [_wide(problem, rows, columns, backward, bias) for rows, columns in phases]
+
+
+def _packing(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool) -> tuple[list[Array], list[int]]:
+    """Return how each phase's weights are packed, one behind the other, and where each ends."""
+    _, nr, lanes = tile_shape(problem.dtype.itemsize)
+    cg, dg = (problem.dg, problem.cg) if backward else (problem.cg, problem.dg)
+    packs, ends = [], [0]
+    for rows, columns in phases:
+        packs.append(pack_geometry(problem, rows, columns, backward, nr * lanes, ends[-1]))
+        ends.append(ends[-1] + packed_size(problem.groups, dg, rows.taps * columns.taps * cg, lanes))
+    return packs, ends
 
 
 def _sums(rows: int, taps: int, run: int) -> dict[str, int]:
@@ -111,9 +125,11 @@ def _collide(pixel: int, problem: ConvProblem) -> bool:
     return rows * math.gcd(pixel * problem.dtype.itemsize, L1_WAY) > L1_WAYS * L1_WAY
 
 
-def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int], bias: bool) -> Array:
-    """Return the geometry of `correlate`: channels on the vectors."""
+def _wide(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool) -> _Step:
+    """Describe a correlation with channels on the vectors."""
     mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+    sides = correlation_fields(problem, rows, columns, backward)
+    sides |= {"R": rows.taps, "Q": columns.taps, "stride_h": rows.stride}
     n, groups, cg, dg, p, q = (sides[name] for name in ("n", "groups", "cg", "dg", "p", "q"))
     taps = rows.taps * columns.taps
     gather = taps > 0 and (
@@ -142,7 +158,7 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
     x_again = blocks * held * (GATHER if gather else 1) * (blocks_d - 1)
     weights_again = 0 if small else taps * cg * dg * (blocks - 1)
     scratch = held if gather else 0
-    return CORRELATE.record(
+    geometry = CORRELATE.record(
         sides
         | {
             "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d,
@@ -154,6 +170,8 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int]
             "tile": panel_tile(problem.dtype.name, mr, nr),
         }
     )  # fmt: skip
+    packs, ends = _packing(problem, [(rows, columns)], backward)
+    return _Step(correlate, packs, geometry, ends[-1])
 
 
 def _narrow_tile(itemsize: int, dg: int, q: int, depth: int) -> tuple[int, int, float]:
@@ -163,38 +181,54 @@ def _narrow_tile(itemsize: int, dg: int, q: int, depth: int) -> tuple[int, int, 
     return min(tiles, key=lambda tile: tile[2])
 
 
-def _narrow(problem: ConvProblem, rows: Axis, columns: Axis, sides: dict[str, int], bias: bool) -> Array:
-    """Return the geometry of `correlate_narrow`: pixels on the vectors."""
+def _narrow(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, bias: bool) -> _Step:
+    """Describe the correlations of all phases with pixels on the vectors."""
     itemsize = problem.dtype.itemsize
     lanes = machine.lanes(itemsize)
-    cg, dg, p, q = (sides[name] for name in ("cg", "dg", "p", "q"))
-    depth = rows.taps * columns.taps * cg
+    sides = [correlation_fields(problem, rows, columns, backward) for rows, columns in phases]
+    cg, dg = sides[0]["cg"], sides[0]["dg"]
+    p, q = max(side["p"] for side in sides), max(side["q"] for side in sides)
+    depth = max(rows.taps * columns.taps * cg for rows, columns in phases)
     mr, nr, _ = _narrow_tile(itemsize, dg, q, depth)
+    high, wide = (_span([phase[axis] for phase in phases]) for axis in (0, 1))
     # An odd number of vectors, so that the same pixels of all channels spread over the cache's sets.
-    pitch = (math.ceil((q + max(columns.taps - 1, 0) * columns.dilation) / lanes) + 1 | 1) * lanes
-    reach = (rows.taps - 1) * rows.dilation + 1
-    block_p = max(1, min(2 * TASK_ELEMENTS // (pitch * cg) - reach, TASK_PIXELS // q) // rows.stride)
-    block_p = _even(p, math.ceil(p / max(block_p, reach)))
-    s_sums = max(0, (block_p - 1) * rows.stride + reach) * cg * pitch
-    return NARROW.record(
-        sides
-        | {
-            "block_p": block_p, "pitch": pitch, "s_sums": s_sums, "scratch": s_sums + dg * pitch,
-            **_sums(rows.taps, columns.taps, cg), "add_bias": bias,
-            "tasks": problem.n * problem.groups * math.ceil(p / block_p),
-            "tile": column_tile(problem.dtype.name, mr, nr), "width": nr * lanes,
-        }
-    )  # fmt: skip
+    pitch = (math.ceil((q - 1 + wide[1]) / lanes) + 1 | 1) * lanes
+    stride = phases[0][0].stride
+    block_p = max(1, min(2 * TASK_ELEMENTS // (pitch * cg) - high[1], TASK_PIXELS // q) // stride)
+    block_p = _even(p, math.ceil(p / max(block_p, high[1])))
+    s_sums = ((block_p - 1) * stride + high[1]) * cg * pitch
+    packs, ends = _packing(problem, phases, backward)
+    records = [
+        NARROW.record(
+            {name: value for name, value in side.items() if name in NARROW.names}
+            | {
+                "stride_h": stride, "rows": p, "block_p": block_p,
+                "before_h": high[0], "before_w": wide[0], "reach": high[1], "pitch": pitch, "s_sums": s_sums,
+                "scratch": s_sums + dg * pitch, "tasks": problem.n * problem.groups * math.ceil(p / block_p),
+                "add_bias": bias, "tile": column_tile(problem.dtype.name, mr, nr), "width": nr * lanes,
+                "R": rows.taps, "Q": columns.taps, "packed_0": first, **_sums(rows.taps, columns.taps, cg),
+            }
+        )
+        for side, (rows, columns), first in zip(sides, phases, ends[:-1], strict=True)
+    ]  # fmt: skip
+    return _Step(correlate_narrow, packs, np.concatenate(records), ends[-1])
+
+
+def _span(axes: list[Axis]) -> tuple[int, int]:
+    """Return how far before an output's place all phases together read, and over how many pixels from there on."""
+    axes = [axis for axis in axes if axis.taps] or axes[:1]
+    before = max(axis.before for axis in axes)
+    return before, before + max(max(axis.taps - 1, 0) * axis.dilation - axis.before for axis in axes) + 1
 
 
 @lru_cache(maxsize=1024)
 def _forward_steps(problem: ConvProblem, bias: bool) -> list[_Step]:
-    return [_step(problem, *forward_axes(problem), backward=False, bias=bias)]
+    return _steps(problem, [forward_axes(problem)], backward=False, bias=bias)
 
 
 @lru_cache(maxsize=1024)
 def _input_grad_steps(problem: ConvProblem) -> list[_Step]:
-    return [_step(problem, *axes, backward=True, bias=False) for axes in input_grad_axes(problem)]
+    return _steps(problem, input_grad_axes(problem), backward=True, bias=False)
 
 
 def _parts(product: Array) -> int:
@@ -326,14 +360,17 @@ class Loop:
             return float(blocks * runs * _tile_cycles(rows, columns, g["block_p"] * g["block_q"], mr, nr, lanes))
         total = 0.0
         for step in _forward_steps(problem, False) if pass_ == "forward" else _input_grad_steps(problem):
-            g = step.geometry[0]
-            depth = g["R"] * g["Q"] * g["cg"]
-            if step.make is correlate_narrow:
-                *_, cycles = _narrow_tile(problem.dtype.itemsize, g["dg"], g["q"], depth)
-                cycles += g["q"] * (g["cg"] + g["dg"])  # x and y turned
-            else:
-                cycles = _tile_cycles(g["q"], g["dg"], depth, mr, nr, lanes)
-            total += g["n"] * g["groups"] * g["p"] * cycles
+            narrow = step.make is correlate_narrow
+            for g in step.geometry:
+                depth = g["R"] * g["Q"] * g["cg"]
+                if narrow:
+                    *_, cycles = _narrow_tile(problem.dtype.itemsize, g["dg"], g["q"], depth)
+                    cycles += g["q"] * g["dg"]  # y turned
+                else:
+                    cycles = _tile_cycles(g["q"], g["dg"], depth, mr, nr, lanes)
+                total += g["n"] * g["groups"] * g["p"] * cycles
+            if narrow:
+                total += g["n"] * g["groups"] * g["h"] * g["w"] * g["cg"]  # x turned
         return float(total)
 
     def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
@@ -351,8 +388,9 @@ class Loop:
         packed = arrays.empty((max(s.packed for s in steps),), problem.dtype)
         scratch = arrays.empty((max(s.scratch for s in steps) * workers,), problem.dtype)
         for step in steps:
-            if step.packed:
-                pack(nr * lanes, lanes).run(w, packed, geometry=step.pack, workers=workers)
+            for geometry in step.packs:
+                if geometry["tasks"][0]:
+                    pack(nr * lanes, lanes).run(w, packed, geometry=geometry, workers=workers)
             kernel = step.make(lanes) if step.make is correlate_narrow else step.make(mr, nr, lanes)
             kernel.run(x, packed, y if b is None else b, y, scratch, geometry=step.geometry, workers=workers)
 
