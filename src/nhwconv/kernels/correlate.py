@@ -125,7 +125,7 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                     down, right = g.stride_h, g.stride_w
                     a, a_0 = x, ((n * g.h + row) * g.w + column) * g.c + group * g.cg
                     pixel, pitch = g.c, g.w * g.c
-                # Where a strip's pixels are one run of memory, the first panel brings the next strip's.
+                # Where a tile's pixels are one run of memory, the first panel brings the next tile's.
                 line = LINE if not g.gather and g.R * g.Q * g.stride_w == 1 else 0
                 for j in range(d_0, d_1, WIDTH):
                     width = min(WIDTH, ceil_div(g.dg - j, LANES) * LANES)
@@ -137,7 +137,8 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                         for q in range(q_0, q_1, STRIP):
                             a_q = a_0 + (p - p_0) * down * pitch + (q - q_0) * right * pixel
                             y_q = g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel
-                            ahead, tiles = a_q + STRIP * pixel, ceil_div(min(STRIP, q_1 - q), MR)
+                            count = min(STRIP, q_1 - q)
+                            next_tile = ceil_div(count, ceil_div(count, MR)) * pixel
                             # Long sums are sums of blocks, which round less.
                             for r in range(0, g.R, g.sum_r):
                                 for k in range(0, K, g.sum_k):
@@ -146,14 +147,14 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                                     if r + k > 0:
                                         e, e_0, e_m, add = y, y_q, g.y_q, True
                                     tile_product(
-                                        g.tile, min(STRIP, q_1 - q), min(WIDTH, d_1 - j),
+                                        g.tile, count, min(WIDTH, d_1 - j),
                                         min(g.sum_r, g.R - r), Q, min(g.sum_k, K - k),
                                         a, a_q + r * g.dilation_h * pitch + k,
                                         g.dilation_h * pitch, g.dilation_w * pixel, right * pixel, 1,
                                         packed, b_0 + (r * g.Q * g.cg + k) * width,
                                         g.Q * g.cg * width, g.cg * width, width,
                                         add, e, e_0, e_m, y, y_q, g.y_q, g.stream if last else 0,
-                                        a, ahead + tiles * k * step, min(g.sum_k, K - k) * step, step,
+                                        a, a_q + next_tile + k * step, next_tile, step,
                                     )  # fmt: skip
 
     return kernel(correlate)

@@ -50,9 +50,10 @@ GATHER = 3
 EFFICIENCY = 0.9
 #: Cycles of a register tile beside its sum: the call, the first and the last of it.
 TILE_CYCLES = 80
-#: weight_grad: pixels of a block, whose x and dy stay in cache, and least pixels of a slice.
+#: weight_grad: tasks; pixels of a block, whose x and dy stay in cache, and least pixels of a slice.
+SUM_TASKS = 16
 BLOCK_PIXELS = 256
-SLICE_PIXELS = 512
+SLICE_PIXELS = 1024
 #: weight_grad: channels of x and of y that a task gathers where there are more: their rows then lie close together.
 BLOCK_CHANNELS = 256
 #: weight_grad: the part of its cycles that it has to come down to for its two sides to change places.
@@ -266,16 +267,16 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
     swap = x_rows < SWAP * dy_rows
     gather_dy = block_d < dg
     lines = n * p
-    slices = min(max(1, lines * q // SLICE_PIXELS), TASKS // 2, max(1, PARTS_LIMIT // part), lines)
+    slices = min(max(1, lines * q // SLICE_PIXELS), SUM_TASKS, max(1, PARTS_LIMIT // part), lines)
     block_q = _even(q, math.ceil(q / BLOCK_PIXELS))
     per_slice = math.ceil(lines / slices)
     block_p = _even(per_slice, math.ceil(per_slice * block_q / BLOCK_PIXELS))
     tasks = slices * groups * math.ceil(dg / block_d) * math.ceil(cg / block_k)
-    block_r = _even(problem.kh, math.ceil(TASKS / 2 / tasks))
+    block_r = _even(problem.kh, math.ceil(SUM_TASKS / tasks))
     tasks *= math.ceil(problem.kh / block_r)
-    if tasks < TASKS // 2:
+    if tasks < SUM_TASKS:
         tasks //= math.ceil(dg / block_d)
-        block_d = min(block_d, _even(dg, math.ceil(TASKS / 2 / tasks), nr * lanes))
+        block_d = min(block_d, _even(dg, math.ceil(SUM_TASKS / tasks), nr * lanes))
         tasks *= math.ceil(dg / block_d)
     scratch = scratch_dy = 0
     if gather:
