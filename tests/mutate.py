@@ -109,7 +109,7 @@ MUTANTS = (
            "total = _wide(dw) if False else", "tests/test_storage.py -k weight"),
     # ------------------------------------------------------------------ threads, forks, cache
     Mutant("jit: fastmath", "kernels/jit.py", '"fastmath": False', '"fastmath": True',
-           "tests/test_strategies.py -k nan"),
+           "tests/test_long_sums.py -k reorder"),
     Mutant("jit: an orphan launches", "kernels/jit.py", "if workers <= 1 or _launcher.orphaned:", "if workers <= 1:",
            THREADS + "forked_child"),
     Mutant("jit: workqueue is entered twice", "kernels/jit.py", 'elif _launcher.start() != "workqueue":',

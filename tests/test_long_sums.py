@@ -8,6 +8,7 @@ import pytest
 
 import nhwconv as nc
 from cases import PASSES, Case, Data, draw_data, run, supporting
+from nhwconv.kernels import jit
 from nhwconv.strategies import AUTO
 from nhwconv.workloads import WORKLOADS, workload
 from tolerance import PROMISE
@@ -80,3 +81,19 @@ def test_bias_gradient_of_constant_data(case):
         db = nc.conv2d_backward(x, w, dy, **case.options, needs=("dw", "db"), strategy=strategy).db
         errors[strategy] = float(np.abs(db / exact - 1).max())
     assert max(errors.values()) <= B, errors
+
+
+def test_compilers_may_not_reorder_sums():
+    """Kernels are compiled without fastmath, whose additions LLVM may reorder, and whose NaNs it need not keep."""
+
+    @jit.device
+    def total(numbers):
+        result = 0.0
+        for number in numbers:
+            result += number
+        return result
+
+    assert total(np.ones(8)) == 8
+    (code,) = total.inspect_llvm().values()
+    assert "fadd double" in code
+    assert "fadd fast" not in code
