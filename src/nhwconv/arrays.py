@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALIGNMENT", "Array", "empty", "release", "values_are_data"]
+__all__ = ["ALIGNMENT", "Array", "apart", "empty", "release", "values_are_data"]
 
 Array = npt.NDArray[Any]
 
 #: A cache line and the widest vector: an aligned array is worth up to 1.4 times in cache.
 ALIGNMENT = 64
+#: A prefetcher reads on behind what a core reads, up to the end of a page.
+PAGE = 4096
 #: From this many bytes on arrays are aligned; smaller ones are not worth it.
 ALIGNED_FROM = 4096
 #: From this many bytes on buffers are reused, and so many bytes of unused ones are kept at most. Smaller ones are cheap
@@ -40,6 +42,15 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if nbytes < REUSED_FROM:
         return np.ndarray(shape, dtype, _buffers.new(nbytes))
     return np.ndarray(shape, dtype, _buffers.take(nbytes))
+
+
+def apart(elements: int, itemsize: int) -> int:
+    """Return how far from one worker to the next its scratch of so many elements has to lie.
+
+    That is a page more than it takes. Closer, the prefetcher of one core asks again and again for lines that another is
+    about to write; on a CPU whose cores share no cache that cost a small layer a quarter of its speed.
+    """
+    return -(-elements * itemsize // ALIGNMENT) * ALIGNMENT // itemsize + PAGE // itemsize if elements else 0
 
 
 def release() -> None:

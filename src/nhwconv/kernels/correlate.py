@@ -13,7 +13,7 @@ from functools import cache
 
 from numba import prange
 
-from .geometry import Fields
+from .geometry import Fields, inside
 from .jit import Kernel, ceil_div, device, kernel
 from .simd import copy, fill_zero
 from .tasks import next_task
@@ -133,6 +133,8 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                     channel = group * g.dg + j
                     step = line if j == d_0 else 0
                     for p in range(p_0, p_1):
+                        # Rows of taps in the padding are left out.
+                        r_0, r_1 = inside(p * g.stride_h - g.top, g.h, g.dilation_h, g.R)
                         # A strip of tiles, whose sums stay in L1 from one block of the sum to the next.
                         for q in range(q_0, q_1, STRIP):
                             a_q = a_0 + (p - p_0) * down * pitch + (q - q_0) * right * pixel
@@ -140,15 +142,15 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                             count = min(STRIP, q_1 - q)
                             next_tile = ceil_div(count, ceil_div(count, MR)) * pixel
                             # Long sums are sums of blocks, which round less.
-                            for r in range(0, g.R, g.sum_r):
+                            for r in range(r_0, max(r_1, r_0 + 1), g.sum_r):
                                 for k in range(0, K, g.sum_k):
-                                    last = r + g.sum_r >= g.R and k + g.sum_k >= K
+                                    last = r + g.sum_r >= r_1 and k + g.sum_k >= K
                                     e, e_0, e_m, add = bias, channel, 0, g.add_bias != 0
-                                    if r + k > 0:
+                                    if r > r_0 or k > 0:
                                         e, e_0, e_m, add = y, y_q, g.y_q, True
                                     tile_product(
                                         g.tile, count, min(WIDTH, d_1 - j),
-                                        min(g.sum_r, g.R - r), Q, min(g.sum_k, K - k),
+                                        min(g.sum_r, r_1 - r), Q, min(g.sum_k, K - k),
                                         a, a_q + r * g.dilation_h * pitch + k,
                                         g.dilation_h * pitch, g.dilation_w * pixel, right * pixel, 1,
                                         packed, b_0 + (r * g.Q * g.cg + k) * width,

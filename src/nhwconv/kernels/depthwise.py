@@ -25,8 +25,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from .. import machine
-from .geometry import Fields
-from .jit import Kernel, device, kernel
+from .geometry import Fields, inside
+from .jit import Kernel, kernel
 from .simd import I64, Emitter, add_rows, fill_zero, i64, index, pointer
 from .tasks import next_task
 
@@ -335,14 +335,6 @@ def _correlate_function(module, dtype, q1, q2, stride, dilation, gather):
     return rows.function
 
 
-@device
-def _inside(first, size, dilation, taps):
-    """Return which taps, from and up to, are inside: those whose ``first + tap * dilation`` is in ``[0, size)``."""
-    low = (dilation - 1 - first) // dilation if first < 0 else 0
-    high = (size - 1 - first) // dilation + 1 if first < size else 0
-    return low, max(low, min(taps, high))
-
-
 @cache
 def correlate(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES: int) -> Kernel:
     """Make the kernel for rows of taps in chunks of Q1 and Q2; STRIDE of 0 means that stride and dilation vary."""
@@ -361,7 +353,7 @@ def correlate(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES: 
                     zero = packed.size - g.padded
                     for p in range(block * g.block_p, min((block + 1) * g.block_p, g.p)):
                         row = p * g.stride_h - g.top
-                        r_0, r_1 = _inside(row, g.h, g.dilation_h, g.R)
+                        r_0, r_1 = inside(row, g.h, g.dilation_h, g.R)
                         x_0 = (n * g.h + row + r_0 * g.dilation_h) * g.w * g.c
                         w_0 = g.w_0 + r_0 * g.w_r
                         ahead = (n * g.h + row + (g.R - 1) * g.dilation_h + 1) * g.w * g.c
@@ -509,11 +501,11 @@ def weight_grad(Q1: int, Q2: int, STRIDE: int, DILATION: int, GATHER: int, LANES
                 while line < last:
                     n, p = line // g.p, line % g.p
                     row = p * g.stride_h - g.top
-                    r_0, r_1 = _inside(row, g.h, g.dilation_h, g.R)
+                    r_0, r_1 = inside(row, g.h, g.dilation_h, g.R)
                     # lines that meet the same rows of taps are summed together
                     lines = 1
                     while lines < min(g.lines, last - line, g.p - p):
-                        low, high = _inside(row + lines * g.stride_h, g.h, g.dilation_h, g.R)
+                        low, high = inside(row + lines * g.stride_h, g.h, g.dilation_h, g.R)
                         if low != r_0 or high != r_1:
                             break
                         lines += 1

@@ -1,10 +1,12 @@
-"""Integers for kernels: a record of named fields, which Numba unboxes in the time of one array."""
+"""What kernels know of a problem: integers in a record of named fields, which Numba unboxes in the time of one array."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["Fields"]
+from .jit import device
+
+__all__ = ["Fields", "inside"]
 
 
 class Fields:
@@ -19,3 +21,11 @@ class Fields:
         if values.keys() != set(self.names):
             raise TypeError(f"fields differ: {sorted(values.keys() ^ set(self.names))}")
         return np.array([tuple(values[name] for name in self.names)], self.dtype)
+
+
+@device
+def inside(first, size, step, count):
+    """Return which of so many places, from and up to, are inside: those whose ``first + i * step`` is in ``[0, size)``."""
+    low = (step - 1 - first) // step if first < 0 else 0
+    high = (size - 1 - first) // step + 1 if first < size else 0
+    return low, max(low, min(count, high))

@@ -220,8 +220,8 @@ if hasattr(os, "register_at_fork"):
     )
 
 
-#: A queue is one counter for each worker, a cache line apart.
-COUNTERS_APART = 8
+#: A queue is one counter for each worker, some cache lines apart: prefetchers ask for neighbours.
+COUNTERS_APART = 32
 
 
 class Kernel:

@@ -14,7 +14,7 @@ from functools import cache
 
 from numba import prange
 
-from .geometry import Fields
+from .geometry import Fields, inside
 from .jit import Kernel, ceil_div, device, kernel
 from .simd import copy, fill_zero, transpose, transpose_exact
 from .tasks import next_task
@@ -100,19 +100,20 @@ def correlate_narrow(LANES: int) -> Kernel:
                     h = geometry[phase]
                     s_x = s_0 + (h.before_h - h.top) * h.cg * h.pitch + h.before_w - h.left
                     for p in range(p_0, min(p_1, h.p)):
+                        r_0, r_1 = inside(p * h.stride_h - h.top, h.h, h.dilation_h, h.R)
                         b_p = s_x + (p - p_0) * h.stride_h * h.cg * h.pitch
                         for q in range(0, h.q, h.width):
                             c_0 = s_sums + q
-                            for r in range(0, max(h.R, 1), h.sum_r):
+                            for r in range(r_0, max(r_1, r_0 + 1), h.sum_r):
                                 for k in range(0, h.cg, h.sum_k):
                                     tile_product(
                                         h.tile, h.dg, min(h.width, h.q - q),
-                                        min(h.sum_r, h.R - r), h.Q, min(h.sum_k, h.cg - k),
+                                        min(h.sum_r, r_1 - r), h.Q, min(h.sum_k, h.cg - k),
                                         packed, h.packed_0 + ((group * h.R + r) * h.Q * h.cg + k) * LANES,
                                         h.Q * h.cg * LANES, h.cg * LANES, 1, LANES,
                                         scratch, b_p + (r * h.dilation_h * h.cg + k) * h.pitch + q,
                                         h.dilation_h * h.cg * h.pitch, h.dilation_w, h.pitch,
-                                        r + k > 0, scratch, c_0, h.pitch, scratch, c_0, h.pitch, 0, scratch, 0, 0, 0,
+                                        r > r_0 or k > 0, scratch, c_0, h.pitch, scratch, c_0, h.pitch, 0, scratch, 0, 0, 0,
                                     )  # fmt: skip
                         y_p = h.y_0 + n * h.y_n + p * h.y_p + group * h.dg
                         _write_row(h, scratch, s_sums, bias, group * h.dg, y, y_p, LANES)

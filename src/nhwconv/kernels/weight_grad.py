@@ -17,7 +17,7 @@ from functools import cache
 from numba import prange
 
 from .correlate import gather_block
-from .geometry import Fields
+from .geometry import Fields, inside
 from .jit import Kernel, ceil_div, device, kernel
 from .simd import add_rows, copy
 from .tasks import next_task
@@ -32,9 +32,9 @@ WEIGHT_GRAD = Fields(
     "R Q stride_h stride_w dilation_h dilation_w top left "
     # slices of the pixels, rows and columns of a block; rows of taps, channels of y and channels of x of a task
     "slices block_p block_q block_r block_d block_k "
-    # `gather` copies a block of x to scratch (as `correlate` does), `gather_dy` one of dy; `swap` is said above;
-    # `accumulate` adds to parts
-    "gather step_h step_w pixel scratch merged gather_dy scratch_dy ahead swap accumulate part tasks "
+    # `gather` copies a block of x to scratch (as `correlate` does), `gather_dy` one of dy, from `s_dy` on; `ahead` asks for
+    # the next block; `swap` is said above; `accumulate` adds to parts
+    "gather step_h step_w pixel merged gather_dy s_dy scratch ahead swap accumulate part tasks "
     # the address of the micro-kernel
     "tile"
 )
@@ -89,8 +89,8 @@ def weight_grad(MR: int, WIDTH: int, LINE: int) -> Kernel:
                 ceil_div(g.dg, g.block_d),
                 ceil_div(g.cg, g.block_k),
             )
-            s_0 = worker * (g.scratch + g.scratch_dy)
-            s_dy = s_0 + g.scratch
+            s_0 = worker * g.scratch
+            s_dy = s_0 + g.s_dy
             while True:
                 task = next_task(queue, worker, workers, g.tasks)
                 if task >= g.tasks:
@@ -150,11 +150,15 @@ def weight_grad(MR: int, WIDTH: int, LINE: int) -> Kernel:
                                 dy, (next_p * g.q + next_q) * D + group * g.dg + d_0, D, (d_1 - d_0) // LINE, LINE,
                             )  # fmt: skip
                         for r in range(r_0, r_1):
+                            # Lines of dy that meet this row of taps in the padding are left out.
+                            first, end = inside(
+                                p_0 * g.stride_h - g.top + r * g.dilation_h, g.h, g.stride_h, p_1 - p_0
+                            )
                             for s in range(runs):
                                 a_s = a_0 + (r - r_0) * g.dilation_h * pitch + s * g.dilation_w * pixel
                                 tap = (r * g.Q + s) * g.cg + k_0
-                                x_side = a, a_s, down * pitch, right * pixel, run
-                                dy_side = b, b_0, b_pitch, b_pixel, d_1 - d_0
+                                x_side = a, a_s + first * down * pitch, down * pitch, right * pixel, run
+                                dy_side = b, b_0 + first * b_pitch, b_pitch, b_pixel, d_1 - d_0
                                 if g.swap:
                                     rows_side, columns_side = x_side, dy_side
                                     c_0, c_m = (group * depth + tap) * g.dg + d_0, g.dg
@@ -162,7 +166,7 @@ def weight_grad(MR: int, WIDTH: int, LINE: int) -> Kernel:
                                     rows_side, columns_side = dy_side, x_side
                                     c_0, c_m = (group * g.dg + d_0) * depth + tap, depth
                                 _multiply(
-                                    g.tile, MR, WIDTH, p_1 - p_0, q_1 - q_0, rows_side, columns_side,
+                                    g.tile, MR, WIDTH, end - first, q_1 - q_0, rows_side, columns_side,
                                     parts, piece * g.part + c_0, c_m, add,
                                     ahead, ((r - r_0) * runs + s, (r_1 - r_0) * runs),
                                 )  # fmt: skip

@@ -165,7 +165,7 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias:
             "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d,
             "d_first": weights_again < x_again, "tasks": blocks * groups * blocks_d, "add_bias": bias,
             "gather": gather, "step_h": step_h, "step_w": step_w, "pixel": pixel,
-            "scratch": -(-scratch // 16) * 16, "merged": merged,
+            "scratch": arrays.apart(scratch, problem.dtype.itemsize), "merged": merged,
             **(_sums(rows.taps, 1, columns.taps * cg) if merged else _sums(rows.taps, columns.taps, cg)),
             "stream": sides["n"] * sides["y_n"] * problem.dtype.itemsize >= machine.STREAM_BYTES,
             "tile": panel_tile(problem.dtype.name, mr, nr),
@@ -205,7 +205,7 @@ def _narrow(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: boo
             | {
                 "stride_h": stride, "rows": p, "block_p": block_p,
                 "before_h": high[0], "before_w": wide[0], "reach": high[1], "pitch": pitch, "s_sums": s_sums,
-                "scratch": s_sums + dg * pitch, "tasks": problem.n * problem.groups * math.ceil(p / block_p),
+                "scratch": arrays.apart(s_sums + dg * pitch, itemsize), "tasks": problem.n * problem.groups * math.ceil(p / block_p),
                 "add_bias": bias, "tile": column_tile(problem.dtype.name, mr, nr), "width": nr * lanes,
                 "R": rows.taps, "Q": columns.taps, "packed_0": first, **_sums(rows.taps, columns.taps, cg),
             }
@@ -235,11 +235,6 @@ def _input_grad_steps(problem: ConvProblem) -> list[_Step]:
 def _parts(product: Array) -> int:
     """Return the elements of all slices' parts."""
     return int(product["slices"][0] * product["part"][0])
-
-
-def _scratch(product: Array) -> int:
-    """Return the elements of one worker's scratch."""
-    return int(product["scratch"][0] + product["scratch_dy"][0])
 
 
 @lru_cache(maxsize=1024)
@@ -278,10 +273,11 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
         tasks //= math.ceil(dg / block_d)
         block_d = min(block_d, _even(dg, math.ceil(SUM_TASKS / tasks), nr * lanes))
         tasks *= math.ceil(dg / block_d)
-    scratch = scratch_dy = 0
+    s_dy = scratch_dy = 0
     if gather:
-        scratch = ((block_p - 1) * (rows.stride // step_h) + (block_r - 1) * rows.dilation + 1) * block_k
-        scratch *= (block_q - 1) * (columns.stride // step_w) + (problem.kw - 1) * columns.dilation + 1
+        s_dy = ((block_p - 1) * (rows.stride // step_h) + (block_r - 1) * rows.dilation + 1) * block_k
+        s_dy *= (block_q - 1) * (columns.stride // step_w) + (problem.kw - 1) * columns.dilation + 1
+    s_dy = -(-s_dy // lanes) * lanes
     if gather_dy:
         scratch_dy = block_p * block_q * block_d
     # The next block is asked for where pixels follow one another, spread over the sets of L2, and find room there
@@ -296,9 +292,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
             "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
             "slices": slices, "block_p": block_p, "block_q": block_q, "block_r": block_r, "block_d": block_d,
             "block_k": block_k, "gather": gather, "step_h": step_h, "step_w": step_w, "pixel": block_k,
-            "scratch": -(-scratch // 16) * 16, "merged": merged, "gather_dy": gather_dy,
-            "scratch_dy": -(-scratch_dy // 16) * 16, "swap": swap,
-            "ahead": ahead,
+            "s_dy": s_dy, "scratch": arrays.apart(s_dy + scratch_dy, problem.dtype.itemsize),
+            "merged": merged, "gather_dy": gather_dy, "ahead": ahead, "swap": swap,
             "accumulate": accumulate and direct, "part": part, "tasks": tasks,
             "tile": column_tile(problem.dtype.name, mr, nr),
         }
@@ -343,7 +338,8 @@ class Loop:
             return 0
         if pass_ == "weight_grad":
             product, total = _weight_grad_steps(problem, False)
-            elements = _scratch(product) * machine.workers(problem.flops) + (0 if total is None else _parts(product))
+            elements = int(product["scratch"][0]) * machine.workers(problem.flops)
+            elements += 0 if total is None else _parts(product)
             return elements * problem.dtype.itemsize
         steps = _forward_steps(problem, True) if pass_ == "forward" else _input_grad_steps(problem)
         elements = max(s.packed + s.scratch * machine.workers(problem.flops) for s in steps)
@@ -403,7 +399,7 @@ class Loop:
         workers = machine.workers(problem.flops)
         product, total = _weight_grad_steps(problem, accumulate)
         x, dy, dw = x.reshape(-1), dy.reshape(-1), dw.reshape(-1)
-        scratch = arrays.empty((_scratch(product) * workers,), problem.dtype)
+        scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
         parts = dw if total is None else arrays.empty((_parts(product),), problem.dtype)
         sums = bias.parts(int(product["slices"][0]), db, problem.dtype)
         weight_grad(mr, nr * lanes, LINE // problem.dtype.itemsize).run(

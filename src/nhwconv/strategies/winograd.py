@@ -100,7 +100,10 @@ class _Step:
     geometry: Array
     packed: int
     shared: int
-    scratch: int
+
+    @property
+    def scratch(self) -> int:
+        return int(self.geometry["scratch"][0])
 
 
 def _even(size: int, limit: int, multiple: int = 1) -> int:
@@ -135,7 +138,7 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
         sides
         | {
             "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
-            "shared": shared, "add_bias": bias, "s_u": v, "s_m": v + u, "scratch": v + u + m,
+            "shared": shared, "add_bias": bias, "s_u": v, "s_m": v + u, "scratch": arrays.apart(v + u + m, problem.dtype.itemsize),
             "tasks": groups * blocks_t * blocks_d,
             "tile": panel_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
             "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
@@ -143,7 +146,7 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
     )  # fmt: skip
     transformed = groups * math.ceil(dg / width) * form.points * _apart(cg * width, lanes) if shared else 0
     pack = pack_geometry(problem, rows, columns, backward, width)
-    return _Step(pack, geometry, packed, transformed, v + u + m)
+    return _Step(pack, geometry, packed, transformed)
 
 
 def _forms(problem: ConvProblem, pass_: Pass) -> list[tuple[Axis, Axis, _Form | None]]:
@@ -197,7 +200,7 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
             "dg": dg, "dilation_h": rows.dilation, "dilation_w": columns.dilation,
             "top": rows.before, "left": columns.before, "p": rows.out, "q": columns.out,
             "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
-            "slices": slices, "part": part, "s_dy": v, "s_m": v + f, "scratch": v + f + m, "tasks": slices * blocks,
+            "slices": slices, "part": part, "s_dy": v, "s_m": v + f, "scratch": arrays.apart(v + f + m, problem.dtype.itemsize), "tasks": slices * blocks,
             "tile": column_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
             "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
         }
