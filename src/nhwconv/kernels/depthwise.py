@@ -139,8 +139,12 @@ class _Rows:
         args = [pointers, ir.Constant(ir.IntType(32), emit.itemsize), mask, emit.zero]
         return emit._call(f"llvm.masked.gather.{emit.name}.v{emit.lanes}p0", emit.vector, args)
 
-    def each_column(self, address, first, pixels, taps, careful, action):
-        """Load each column of a tile and call ``action(x, pairs)``; `address` is that of column `first`."""
+    def each_column(self, address, first, pixels, taps, careful, action, rows=(0,)):
+        """Load each column of a tile and call ``action(x, pairs, row)`` for some rows of x, so many elements apart.
+
+        `address` is that of column `first`. The rows of a column follow one another, so that their sums, which do not
+        wait for one another, keep the multiply-adds busy.
+        """
         builder, pitch = self.builder, self.value["c"]
         stride, dilation = self.steps()
         load = self.gather_x if self.gather else self.load_x
@@ -156,7 +160,8 @@ class _Rows:
                 address, column, b = builder.gep(address, [far]), builder.add(column, dilation), s
             if (i, s) == (0, 0):
                 column = column_start
-            action(load(address, column, careful), pairs)
+            for row, offset in enumerate(rows):
+                action(load(builder.gep(address, [offset]) if row else address, column, careful), pairs, row)
 
     def prefetch(self, ahead, pixel, pixels, lines=0):
         """Ask for some vectors a pixel of what the next rows read, in the order of memory.
@@ -280,7 +285,7 @@ def _correlate_function(module, dtype, q1, q2, stride, dilation, gather):
             """Add the products of `count` taps."""
             tap = [emit.load(builder.gep(taps, [builder.mul(i64(s), value["w_q"])])) for s in range(count)]
 
-            def add(vector, pairs):
+            def add(vector, pairs, _):
                 for i, s in pairs:
                     builder.store(emit.multiply_add(vector, tap[s], builder.load(sums[i])), sums[i])
 
@@ -460,14 +465,14 @@ def _emit_sums(emitted, taps, rows):
             if taps <= 3:  # more taps have work enough to hide the memory behind
                 emitted.prefetch(x_ahead, pixel, pixels)
                 emitted.prefetch(dy_ahead, pixel, pixels, 1)
-            for row in sums:
 
-                def add(vector, pairs, row=row):
-                    for i, s in pairs:
-                        builder.store(emit.multiply_add(vector, factors[i], builder.load(row[s])), row[s])
+            def add(vector, pairs, row):
+                for i, s in pairs:
+                    total = sums[row][s]
+                    builder.store(emit.multiply_add(vector, factors[i], builder.load(total)), total)
 
-                emitted.each_column(x, column, pixels, taps, careful, add)
-                x = builder.gep(x, [value["x_r"]])
+            x_rows = [builder.mul(i64(row), value["x_r"]) for row in range(rows)]
+            emitted.each_column(x, column, pixels, taps, careful, add, x_rows)
 
         emitted.each_tile(value["q"], reach, body)
     for r, row in enumerate(sums):

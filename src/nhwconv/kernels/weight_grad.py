@@ -151,9 +151,7 @@ def weight_grad(MR: int, WIDTH: int, LINE: int) -> Kernel:
                             )  # fmt: skip
                         for r in range(r_0, r_1):
                             # Lines of dy that meet this row of taps in the padding are left out.
-                            first, end = inside(
-                                p_0 * g.stride_h - g.top + r * g.dilation_h, g.h, g.stride_h, p_1 - p_0
-                            )
+                            first, end = inside(p_0 * g.stride_h - g.top + r * g.dilation_h, g.h, g.stride_h, p_1 - p_0)
                             for s in range(runs):
                                 a_s = a_0 + (r - r_0) * g.dilation_h * pitch + s * g.dilation_w * pixel
                                 tap = (r * g.Q + s) * g.cg + k_0

@@ -35,7 +35,7 @@ GATHERING = 8
 SUM_PIXELS = 128
 #: weight_grad: least rows of a slice, most slices, and most numbers of all their parts.
 SLICE_LINES = 3
-MAX_SLICES = 32
+MAX_SLICES = 16
 PARTS_LIMIT = 2**20
 
 
