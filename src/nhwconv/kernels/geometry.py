@@ -1,4 +1,4 @@
-"""What kernels know of a problem: integers in a record of named fields, which Numba unboxes in the time of one array."""
+"""What kernels know of a problem: integers in one record of named fields, which Numba unboxes like one array."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Fields:
 
 @device
 def inside(first, size, step, count):
-    """Return which of so many places, from and up to, are inside: those whose ``first + i * step`` is in ``[0, size)``."""
+    """Return which places, from and up to, are inside: those whose ``first + i * step`` is in ``[0, size)``."""
     low = (step - 1 - first) // step if first < 0 else 0
     high = (size - 1 - first) // step + 1 if first < size else 0
     return low, max(low, min(count, high))

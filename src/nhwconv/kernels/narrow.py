@@ -113,7 +113,8 @@ def correlate_narrow(LANES: int) -> Kernel:
                                         h.Q * h.cg * LANES, h.cg * LANES, 1, LANES,
                                         scratch, b_p + (r * h.dilation_h * h.cg + k) * h.pitch + q,
                                         h.dilation_h * h.cg * h.pitch, h.dilation_w, h.pitch,
-                                        r > r_0 or k > 0, scratch, c_0, h.pitch, scratch, c_0, h.pitch, 0, scratch, 0, 0, 0,
+                                        r > r_0 or k > 0, scratch, c_0, h.pitch, scratch, c_0, h.pitch, 0,
+                                        scratch, 0, 0, 0,
                                     )  # fmt: skip
                         y_p = h.y_0 + n * h.y_n + p * h.y_p + group * h.dg
                         _write_row(h, scratch, s_sums, bias, group * h.dg, y, y_p, LANES)

@@ -32,8 +32,8 @@ WEIGHT_GRAD = Fields(
     "R Q stride_h stride_w dilation_h dilation_w top left "
     # slices of the pixels, rows and columns of a block; rows of taps, channels of y and channels of x of a task
     "slices block_p block_q block_r block_d block_k "
-    # `gather` copies a block of x to scratch (as `correlate` does), `gather_dy` one of dy, from `s_dy` on; `ahead` asks for
-    # the next block; `swap` is said above; `accumulate` adds to parts
+    # `gather` copies a block of x to scratch (as `correlate` does), `gather_dy` one of dy, from `s_dy` on; `ahead` asks
+    # for the next block; `swap` is said above; `accumulate` adds to parts
     "gather step_h step_w pixel merged gather_dy s_dy scratch ahead swap accumulate part tasks "
     # the address of the micro-kernel
     "tile"

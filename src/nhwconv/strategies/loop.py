@@ -205,7 +205,8 @@ def _narrow(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: boo
             | {
                 "stride_h": stride, "rows": p, "block_p": block_p,
                 "before_h": high[0], "before_w": wide[0], "reach": high[1], "pitch": pitch, "s_sums": s_sums,
-                "scratch": arrays.apart(s_sums + dg * pitch, itemsize), "tasks": problem.n * problem.groups * math.ceil(p / block_p),
+                "scratch": arrays.apart(s_sums + dg * pitch, itemsize),
+                "tasks": problem.n * problem.groups * math.ceil(p / block_p),
                 "add_bias": bias, "tile": column_tile(problem.dtype.name, mr, nr), "width": nr * lanes,
                 "R": rows.taps, "Q": columns.taps, "packed_0": first, **_sums(rows.taps, columns.taps, cg),
             }

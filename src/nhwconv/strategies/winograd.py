@@ -138,7 +138,8 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
         sides
         | {
             "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
-            "shared": shared, "add_bias": bias, "s_u": v, "s_m": v + u, "scratch": arrays.apart(v + u + m, problem.dtype.itemsize),
+            "shared": shared, "add_bias": bias, "s_u": v, "s_m": v + u,
+            "scratch": arrays.apart(v + u + m, problem.dtype.itemsize),
             "tasks": groups * blocks_t * blocks_d,
             "tile": panel_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
             "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
@@ -200,7 +201,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
             "dg": dg, "dilation_h": rows.dilation, "dilation_w": columns.dilation,
             "top": rows.before, "left": columns.before, "p": rows.out, "q": columns.out,
             "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
-            "slices": slices, "part": part, "s_dy": v, "s_m": v + f, "scratch": arrays.apart(v + f + m, problem.dtype.itemsize), "tasks": slices * blocks,
+            "slices": slices, "part": part, "s_dy": v, "s_m": v + f,
+            "scratch": arrays.apart(v + f + m, problem.dtype.itemsize), "tasks": slices * blocks,
             "tile": column_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
             "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
         }
