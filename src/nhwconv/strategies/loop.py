@@ -56,6 +56,8 @@ BLOCK_PIXELS = 256
 SLICE_PIXELS = 1024
 #: weight_grad: channels of x and of y that a task gathers where there are more: their rows then lie close together.
 BLOCK_CHANNELS = 256
+#: weight_grad: bytes from one pixel of x to the next from which on blocks are copied.
+FAR = 1024
 #: weight_grad: the part of its cycles that it has to come down to for its two sides to change places.
 SWAP = 0.95
 #: weight_grad: most elements of all slices' parts.
@@ -253,27 +255,31 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
         pixels = n * p * q
         q = max(v for v in range(1, BLOCK_PIXELS + 1) if pixels % v == 0)
         n, h, w, p = 1, pixels // q, q, pixels // q
-    block_k = min(cg, _even(cg, math.ceil(cg / BLOCK_CHANNELS), nr * lanes))
-    block_d = min(dg, _even(dg, math.ceil(dg / BLOCK_CHANNELS), nr * lanes))
-    gather = gather or block_k < cg
+    lines = n * p
+    slices = min(max(1, lines * q // SLICE_PIXELS), SUM_TASKS, max(1, PARTS_LIMIT // part), lines)
+
+    blocks_k, blocks_d = math.ceil(cg / BLOCK_CHANNELS), math.ceil(dg / BLOCK_CHANNELS)
+    tasks = slices * groups * blocks_k * blocks_d
+    block_r = _even(problem.kh, math.ceil(SUM_TASKS / tasks))
+    tasks *= math.ceil(problem.kh / block_r)
+    # Where tasks are too few, the channels of one side are shared out, and each task reads the other side: the smaller.
+    if cg > dg and problem.kw == 1:
+        blocks_k *= math.ceil(SUM_TASKS / tasks)
+    else:
+        blocks_d *= math.ceil(SUM_TASKS / tasks)
+    block_k, block_d = min(cg, _even(cg, blocks_k, nr * lanes)), min(dg, _even(dg, blocks_d, nr * lanes))
+    # Pixels that lie far apart are read much slower than they are copied.
+    gather = gather or block_k < cg or (problem.stride == (1, 1) and cg * problem.dtype.itemsize >= FAR)
     step_h, step_w = (axis.stride if gather and axis.taps == 1 else 1 for axis in (rows, columns))
     merged = columns.dilation == 1 and (gather or groups == 1) and block_k == cg
     run = problem.kw * cg if merged else block_k
     dy_rows, x_rows = (_tile_cycles(*sides, BLOCK_PIXELS, mr, nr, lanes) for sides in ((dg, run), (run, dg)))
     swap = x_rows < SWAP * dy_rows
     gather_dy = block_d < dg
-    lines = n * p
-    slices = min(max(1, lines * q // SLICE_PIXELS), SUM_TASKS, max(1, PARTS_LIMIT // part), lines)
     block_q = _even(q, math.ceil(q / BLOCK_PIXELS))
     per_slice = math.ceil(lines / slices)
     block_p = _even(per_slice, math.ceil(per_slice * block_q / BLOCK_PIXELS))
-    tasks = slices * groups * math.ceil(dg / block_d) * math.ceil(cg / block_k)
-    block_r = _even(problem.kh, math.ceil(SUM_TASKS / tasks))
-    tasks *= math.ceil(problem.kh / block_r)
-    if tasks < SUM_TASKS:
-        tasks //= math.ceil(dg / block_d)
-        block_d = min(block_d, _even(dg, math.ceil(SUM_TASKS / tasks), nr * lanes))
-        tasks *= math.ceil(dg / block_d)
+    tasks = slices * groups * math.ceil(problem.kh / block_r) * math.ceil(dg / block_d) * math.ceil(cg / block_k)
     s_dy = scratch_dy = 0
     if gather:
         s_dy = ((block_p - 1) * (rows.stride // step_h) + (block_r - 1) * rows.dilation + 1) * block_k
