@@ -1,0 +1,142 @@
+"""Python functions as XLA's custom calls: they read XLA's buffers and write into them, so nothing is copied.
+
+XLA's foreign function interface is a C header (``xla/ffi/api/c_api.h``, version 0.x; its structures only ever grow at
+the end). What is needed of it is written down here with `ctypes`, so there is nothing to build. `jax.pure_callback`
+copies every argument and every result, into fresh memory, which can take longer than a convolution.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Callable
+from ctypes import POINTER, Structure, c_char, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["handler"]
+
+Array = npt.NDArray[Any]
+
+#: XLA's numbers of the dtypes of buffers.
+_DTYPES: dict[int, np.dtype[Any]] = {
+    10: np.dtype(np.float16),
+    11: np.dtype(np.float32),
+    12: np.dtype(np.float64),
+    16: np.dtype(ml_dtypes.bfloat16),
+}
+
+_METADATA = 1  # an extension that asks what a handler is, in place of a call
+_EXECUTE = 3  # the stage in which arguments are there
+_STRING = 4  # the type of an attribute
+_INTERNAL = 13  # an error code
+_MAJOR = 0  # the version of the interface that is described here
+
+
+class _Base(Structure):
+    _fields_ = [("size", c_size_t), ("extension", c_void_p)]
+
+
+class _Extension(Structure):
+    _fields_ = [("size", c_size_t), ("type", c_int), ("next", c_void_p), ("metadata", c_void_p)]
+
+
+class _Version(_Base):
+    _fields_ = [("major", c_int), ("minor", c_int)]
+
+
+class _Metadata(Structure):
+    _fields_ = [("size", c_size_t), ("version", _Version), ("traits", c_uint32)]
+
+
+class _Buffer(_Base):
+    _fields_ = [("dtype", c_int), ("data", c_void_p), ("rank", c_int64), ("dims", POINTER(c_int64))]
+
+
+class _Buffers(_Base):
+    _fields_ = [("count", c_int64), ("types", c_void_p), ("items", POINTER(POINTER(_Buffer)))]
+
+
+class _Text(Structure):
+    _fields_ = [("start", POINTER(c_char)), ("length", c_size_t)]
+
+
+class _Attributes(_Base):
+    _fields_ = [
+        ("count", c_int64),
+        ("types", POINTER(c_int)),
+        ("names", POINTER(POINTER(_Text))),
+        ("items", POINTER(POINTER(_Text))),
+    ]
+
+
+class _Error(_Base):
+    _fields_ = [("message", c_char_p), ("code", c_int)]
+
+
+_make_error = ctypes.CFUNCTYPE(c_void_p, POINTER(_Error))
+
+
+class _Api(_Base):
+    _fields_ = [("version", _Version), ("internal", c_void_p), ("make_error", _make_error)]
+
+
+class _Frame(_Base):
+    _fields_ = [
+        ("api", POINTER(_Api)),
+        ("context", c_void_p),
+        ("stage", c_int),
+        ("arguments", _Buffers),
+        ("results", _Buffers),
+        ("attributes", _Attributes),
+    ]
+
+
+_handler_type = ctypes.CFUNCTYPE(c_void_p, POINTER(_Frame))
+
+
+def handler(function: Callable[[str, list[Array], list[Array]], None]) -> Any:
+    """Make an XLA handler that calls ``function(text, arguments, results)``; it must be kept as long as it is used.
+
+    `text` is the call's one attribute, a string. The arrays are XLA's buffers; results are to be written. An exception
+    becomes an error of XLA with its message.
+    """
+
+    def called(frame: Any) -> int | None:
+        frame = frame.contents
+        api = frame.api.contents
+        if frame.extension:
+            extension = _Extension.from_address(frame.extension)
+            if extension.type == _METADATA:
+                metadata = _Metadata.from_address(extension.metadata)
+                # XLA refuses another version than its own.
+                metadata.version.major, metadata.version.minor = _MAJOR, api.version.minor
+                return None
+        if frame.stage != _EXECUTE:
+            return None
+        try:
+            attributes = frame.attributes
+            assert attributes.count == 1
+            assert attributes.types[0] == _STRING
+            text = attributes.items[0].contents
+            function(text.start[: text.length].decode(), _arrays(frame.arguments), _arrays(frame.results))
+        except BaseException as error:  # whatever it is, it cannot pass through XLA
+            message = f"{type(error).__name__}: {error}".encode()
+            return int(api.make_error(_Error(ctypes.sizeof(_Error), None, message, _INTERNAL)))
+        return None
+
+    return _handler_type(called)
+
+
+def _arrays(buffers: Any) -> list[Array]:
+    """Return a call's buffers as arrays."""
+    found = []
+    for i in range(buffers.count):
+        buffer = buffers.items[i].contents
+        dtype, shape = _DTYPES[buffer.dtype], tuple(buffer.dims[: buffer.rank])
+        memory = (c_char * (dtype.itemsize * math.prod(shape))).from_address(buffer.data or 0)
+        found.append(np.ndarray(shape, dtype, memory))
+    return found
