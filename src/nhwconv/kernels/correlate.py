@@ -135,11 +135,12 @@ def correlate(MR: int, NR: int, LANES: int) -> Kernel:
                     for p in range(p_0, p_1):
                         # Rows of taps in the padding are left out.
                         r_0, r_1 = inside(p * g.stride_h - g.top, g.h, g.dilation_h, g.R)
-                        # A strip of tiles, whose sums stay in L1 from one block of the sum to the next.
-                        for q in range(q_0, q_1, STRIP):
+                        # Of a sum of many blocks, a strip of tiles stays in L1 from one block to the next.
+                        strip = STRIP if g.sum_r < g.R or g.sum_k < K else q_1 - q_0
+                        for q in range(q_0, q_1, strip):
                             a_q = a_0 + (p - p_0) * down * pitch + (q - q_0) * right * pixel
                             y_q = g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel
-                            count = min(STRIP, q_1 - q)
+                            count = min(strip, q_1 - q)
                             next_tile = ceil_div(count, ceil_div(count, MR)) * pixel
                             # Long sums are sums of blocks, which round less.
                             for r in range(r_0, max(r_1, r_0 + 1), g.sum_r):
