@@ -78,6 +78,7 @@ def _workspaces(at_start: bool) -> list[Guarded]:
         return made[-1].array
 
     arrays.empty = empty
+    arrays.PAGE = 0  # the scratch of two workers side by side: what is written past the one's end shows in the other
     return made
 
 

@@ -55,7 +55,7 @@ CONSTANT = [
 ]
 
 
-@pytest.mark.parametrize("value", [0.1, 0.7])
+@pytest.mark.parametrize("value", [0.1, 0.7, 1.3313724])  # the square of the last is the worst for sums of 576
 @pytest.mark.parametrize(("case", "pass_"), CONSTANT, ids=str)
 def test_constant_data(case, pass_, value):
     """The promise holds for data that make the errors of long sums add up."""

@@ -69,14 +69,12 @@ def _gather_row(g, x, x_row, first, count, channels, scratch, target):
 
 @device
 def gather_block(g, x, n, row, rows, column, columns, channel, channels, scratch, s_0):
-    """Copy a part of image n to scratch, borders and all, as ``(rows, columns, pixel)``."""
+    """Copy a part of image n to scratch, as ``(rows, columns, pixel)``: zeros for columns outside, nothing for rows."""
     pitch = columns * g.pixel
     for i in range(rows):
         target, source = s_0 + i * pitch, row + i * g.step_h
         if 0 <= source < g.h:
             _gather_row(g, x, (n * g.h + source) * g.w * g.c + channel, column, columns, channels, scratch, target)
-        else:
-            fill_zero(scratch, target, pitch)
 
 
 @cache
