@@ -38,8 +38,8 @@ TASKS = 64
 LEAST_PIXELS = 256
 #: Elements of x that a task keeps in L2 while it walks over the output channels.
 TASK_ELEMENTS = 96 * 1024
-#: Products that are summed in one go: a running sum of so many equal numbers in float32 errs by 8.6e-6 at most, whichever
-#: number it is. The bound is 1e-5.
+#: Products that are summed in one go: a running sum of so many equal numbers in float32 errs by 8.6e-6 at most,
+#: whichever number it is. The bound is 1e-5.
 SUM_STEPS = 576
 #: Least bytes of a way of the L1 cache, and least ways, among the processors of the day.
 L1_WAY, L1_WAYS = 4096, 8
