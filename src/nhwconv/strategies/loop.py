@@ -36,8 +36,8 @@ TASK_PIXELS = 1024
 TASKS = 64
 #: Least output pixels of a task, where there are too few tasks; below that its output channels are split.
 LEAST_PIXELS = 256
-#: Elements of x that a task keeps in L2 while it walks over the output channels.
-TASK_ELEMENTS = 96 * 1024
+#: Bytes of x that a task keeps in L2 while it walks over the output channels, beside what they are read from.
+TASK_BYTES = 384 * 1024
 #: Products that are summed in one go: a running sum of so many equal numbers in float32 errs by 8.6e-6 at most,
 #: whichever number it is. The bound is 1e-5.
 SUM_STEPS = 576
@@ -86,11 +86,14 @@ def _even(size: int, parts: int, multiple: int = 1) -> int:
 
 
 def _blocking(p: int, q: int, pixels: int, rows_of: int, pixel: int, stride: int, mr: int) -> tuple[int, int]:
-    """Return (block_p, block_q): the rows and columns of outputs that one task computes, about `pixels` at most."""
-    limit = max(mr, min(pixels, TASK_ELEMENTS // pixel // stride))
+    """Return (block_p, block_q): the rows and columns of outputs that one task computes, about `pixels` at most.
+
+    `pixel` is the bytes of x that a task reads of each.
+    """
+    limit = max(mr, min(pixels, TASK_BYTES // pixel // stride))
     block_q = q if q <= limit else _even(q, math.ceil(q / limit), mr)
     block_p = max(1, min(p, limit // block_q))
-    while block_p > 1 and ((block_p - 1) * stride + rows_of) * block_q * stride * pixel > 2 * TASK_ELEMENTS:
+    while block_p > 1 and ((block_p - 1) * stride + rows_of) * block_q * stride * pixel > 2 * TASK_BYTES:
         block_p -= 1
     return _even(p, math.ceil(p / block_p)), block_q
 
@@ -131,7 +134,8 @@ def _collide(pixel: int, problem: ConvProblem) -> bool:
 
 def _wide(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool) -> _Step:
     """Describe a correlation with channels on the vectors."""
-    mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+    itemsize = problem.dtype.itemsize
+    mr, nr, lanes = tile_shape(itemsize)
     sides = correlation_fields(problem, rows, columns, backward)
     sides |= {"R": rows.taps, "Q": columns.taps, "stride_h": rows.stride}
     n, groups, cg, dg, p, q = (sides[name] for name in ("n", "groups", "cg", "dg", "p", "q"))
@@ -149,9 +153,9 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias:
     pixel = (cg + lanes if _collide(columns.stride // step_w * cg, problem) else cg) if gather else sides["c"]
     merged = columns.dilation == 1 and pixel == cg
     # Weights that stay in L2 are read by any number of tasks; more of them are read by as few as can be.
-    small = taps * cg * dg <= TASK_ELEMENTS
+    small = taps * cg * dg * itemsize <= TASK_BYTES
     pixels = max(LEAST_PIXELS, min(TASK_PIXELS, n * p * q // TASKS)) if small else TASK_PIXELS
-    block_p, block_q = _blocking(p, q, pixels, reach, cg, rows.stride, mr)
+    block_p, block_q = _blocking(p, q, pixels, reach, cg * itemsize, rows.stride, mr)
     blocks = n * math.ceil(p / block_p) * math.ceil(q / block_q)
     block_d = _even(dg, math.ceil(TASKS / (blocks * groups)), nr * lanes)
     blocks_d = math.ceil(dg / block_d)
@@ -168,9 +172,9 @@ def _wide(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias:
             "stride_w": columns.stride, "block_p": block_p, "block_q": block_q, "block_d": block_d,
             "d_first": weights_again < x_again, "tasks": blocks * groups * blocks_d, "add_bias": bias,
             "gather": gather, "step_h": step_h, "step_w": step_w, "pixel": pixel,
-            "scratch": arrays.apart(scratch, problem.dtype.itemsize), "merged": merged,
+            "scratch": arrays.apart(scratch, itemsize), "merged": merged,
             **(_sums(rows.taps, 1, columns.taps * cg) if merged else _sums(rows.taps, columns.taps, cg)),
-            "stream": sides["n"] * sides["y_n"] * problem.dtype.itemsize >= machine.STREAM_BYTES,
+            "stream": sides["n"] * sides["y_n"] * itemsize >= machine.STREAM_BYTES,
             "tile": panel_tile(problem.dtype.name, mr, nr),
         }
     )  # fmt: skip
@@ -198,7 +202,7 @@ def _narrow(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: boo
     # An odd number of vectors, so that the same pixels of all channels spread over the cache's sets.
     pitch = (math.ceil((q - 1 + wide[1]) / lanes) + 1 | 1) * lanes
     stride = phases[0][0].stride
-    block_p = max(1, min(2 * TASK_ELEMENTS // (pitch * cg) - high[1], TASK_PIXELS // q) // stride)
+    block_p = max(1, min(TASK_BYTES // (pitch * cg * itemsize) - high[1], TASK_PIXELS // q) // stride)
     block_p = _even(p, math.ceil(p / max(block_p, high[1])))
     s_sums = ((block_p - 1) * stride + high[1]) * cg * pitch
     packs, ends = _packing(problem, phases, backward)
@@ -244,7 +248,8 @@ def _parts(product: Array) -> int:
 @lru_cache(maxsize=1024)
 def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array | None]:
     """Describe the product and, where its parts are not dw itself, their sum."""
-    mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+    itemsize = problem.dtype.itemsize
+    mr, nr, lanes = tile_shape(itemsize)
     rows, columns = forward_axes(problem)
     n, h, w, p, q = problem.n, problem.h, problem.w, problem.oh, problem.ow
     cg, dg, groups = problem.cg, problem.dg, problem.groups
@@ -270,7 +275,7 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
         blocks_d *= math.ceil(SUM_TASKS / tasks)
     block_k, block_d = min(cg, _even(cg, blocks_k, nr * lanes)), min(dg, _even(dg, blocks_d, nr * lanes))
     # Pixels that lie far apart are read much slower than they are copied.
-    gather = gather or block_k < cg or (problem.stride == (1, 1) and cg * problem.dtype.itemsize >= FAR)
+    gather = gather or block_k < cg or (problem.stride == (1, 1) and cg * itemsize >= FAR)
     step_h, step_w = (axis.stride if gather and axis.taps == 1 else 1 for axis in (rows, columns))
     merged = columns.dilation == 1 and (gather or groups == 1) and block_k == cg
     run = problem.kw * cg if merged else block_k
@@ -291,7 +296,7 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
     # The next block is asked for where pixels follow one another, spread over the sets of L2, and find room there
     # beside the sums.
     ahead = rows.stride == columns.stride == 1 and not _collide(problem.c, problem)
-    ahead = ahead and block_r * problem.kw * block_k * block_d <= TASK_ELEMENTS
+    ahead = ahead and block_r * problem.kw * block_k * block_d * itemsize <= TASK_BYTES
     direct = slices == 1 and not swap
     product = WEIGHT_GRAD.record(
         {
@@ -300,7 +305,7 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, A
             "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
             "slices": slices, "block_p": block_p, "block_q": block_q, "block_r": block_r, "block_d": block_d,
             "block_k": block_k, "gather": gather, "step_h": step_h, "step_w": step_w, "pixel": block_k,
-            "s_dy": s_dy, "scratch": arrays.apart(s_dy + scratch_dy, problem.dtype.itemsize),
+            "s_dy": s_dy, "scratch": arrays.apart(s_dy + scratch_dy, itemsize),
             "merged": merged, "gather_dy": gather_dy, "ahead": ahead, "swap": swap,
             "accumulate": accumulate and direct, "part": part, "tasks": tasks,
             "tile": column_tile(problem.dtype.name, mr, nr),
