@@ -212,5 +212,5 @@ def _on_host(call: str, arguments: list[Array], results: list[Array]) -> None:
         function(first[index], second[index], **options, out=result[index])
 
 
-_handler = xla.handler(_on_host)
+_handler = xla.handler(_on_host, jax.ffi.include_dir())
 jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(_handler), platform="cpu")

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 from collections.abc import Callable
 from ctypes import POINTER, Structure, c_char, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_void_p
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -34,6 +36,7 @@ _EXECUTE = 3  # the stage in which arguments are there
 _STRING = 4  # the type of an attribute
 _INTERNAL = 13  # an error code
 _MAJOR = 0  # the version of the interface that is described here
+_HEADER = "xla/ffi/api/c_api.h"
 
 
 class _Base(Structure):
@@ -98,22 +101,24 @@ class _Frame(_Base):
 _handler_type = ctypes.CFUNCTYPE(c_void_p, POINTER(_Frame))
 
 
-def handler(function: Callable[[str, list[Array], list[Array]], None]) -> Any:
+def handler(function: Callable[[str, list[Array], list[Array]], None], include: str) -> Any:
     """Make an XLA handler that calls ``function(text, arguments, results)``; it must be kept as long as it is used.
 
     `text` is the call's one attribute, a string. The arrays are XLA's buffers; results are to be written. An exception
-    becomes an error of XLA with its message.
+    becomes an error of XLA with its message. `include` is the folder of XLA's headers, which tell its version.
     """
+    major, minor = _version(Path(include, _HEADER).read_text())
+    if major != _MAJOR:
+        raise ImportError(f"nhwconv.jax knows version {_MAJOR} of XLA's foreign function interface, not {major}")
 
     def called(frame: Any) -> int | None:
         frame = frame.contents
-        api = frame.api.contents
         if frame.extension:
             extension = _Extension.from_address(frame.extension)
             if extension.type == _METADATA:
                 metadata = _Metadata.from_address(extension.metadata)
                 # XLA refuses another version than its own.
-                metadata.version.major, metadata.version.minor = _MAJOR, api.version.minor
+                metadata.version.major, metadata.version.minor = major, minor
                 return None
         if frame.stage != _EXECUTE:
             return None
@@ -125,10 +130,16 @@ def handler(function: Callable[[str, list[Array], list[Array]], None]) -> Any:
             function(text.start[: text.length].decode(), _arrays(frame.arguments), _arrays(frame.results))
         except BaseException as error:  # whatever it is, it cannot pass through XLA
             message = f"{type(error).__name__}: {error}".encode()
-            return int(api.make_error(_Error(ctypes.sizeof(_Error), None, message, _INTERNAL)))
+            return int(frame.api.contents.make_error(_Error(ctypes.sizeof(_Error), None, message, _INTERNAL)))
         return None
 
     return _handler_type(called)
+
+
+def _version(header: str) -> tuple[int, int]:
+    """Return the version of the interface that XLA's header describes."""
+    found = dict(re.findall(r"#define XLA_FFI_API_(MAJOR|MINOR) (\d+)", header))
+    return int(found["MAJOR"]), int(found["MINOR"])
 
 
 def _arrays(buffers: Any) -> list[Array]:

@@ -188,9 +188,9 @@ def test_what_fails_within_a_call_is_an_error_of_jax(error: BaseException, monke
 
 def test_structures_are_those_of_the_header() -> None:
     """XLA's header, which jaxlib ships, has the members that `nhwconv.xla` writes down, in this order."""
-    header = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
+    header = (Path(jax.ffi.include_dir()) / xla._HEADER).read_text()
     header = re.sub(r"//.*", "", header)
-    assert re.search(r"#define XLA_FFI_API_MAJOR 0\b", header)
+    assert xla._version(header)[0] == xla._MAJOR
 
     def members(name: str) -> list[str]:
         body = re.search(rf"struct {name} \{{(.*?)\}};", header, re.DOTALL)
@@ -221,6 +221,15 @@ def test_structures_are_those_of_the_header() -> None:
     for number, dtype in xla._DTYPES.items():
         short = {"float16": "F16", "float32": "F32", "float64": "F64", "bfloat16": "BF16"}[dtype.name]
         assert re.search(rf"XLA_FFI_DataType_{short} = {number}\b", header)
+
+
+def test_another_version_of_the_interface_is_refused(tmp_path: Path) -> None:
+    """And not called, which might crash."""
+    header = tmp_path / xla._HEADER
+    header.parent.mkdir(parents=True)
+    header.write_text("#define XLA_FFI_API_MAJOR 1\n#define XLA_FFI_API_MINOR 0\n")
+    with pytest.raises(ImportError, match=r"version 0 .* not 1$"):
+        xla.handler(lambda *call: None, str(tmp_path))
 
 
 def test_large_arrays_on_one_core_do_not_wait_for_themselves() -> None:
