@@ -209,6 +209,7 @@ class _Tile:
         builder, emit, value = self.builder, self.emitter, self.value
         tail = builder.sub(value["columns"], i64((self.v - 1) * emit.lanes))
         self.mask = emit.first_lanes(tail)
+        self.whole = builder.icmp_signed(">=", tail, i64(emit.lanes))
         self.sums = [[cgutils.alloca_once(builder, emit.vector) for _ in range(self.v)] for _ in range(self.m)]
         one_row = builder.icmp_signed("==", value["e_m"], i64(0))
         self._start(builder.and_(self.add, one_row))
@@ -223,7 +224,7 @@ class _Tile:
         if isinstance(value["stream"], ir.Constant):  # never
             self._each(self.c, value["c_m"], self._store_to)
             return
-        with builder.if_else(self._may_stream(tail)) as (then, otherwise):
+        with builder.if_else(self._may_stream()) as (then, otherwise):
             with then:
                 self._each(self.c, value["c_m"], self._stream_to)
             with otherwise:
@@ -239,7 +240,7 @@ class _Tile:
             for row in self.sums:
                 builder.store(first, row[j])
 
-    def _may_stream(self, tail):
+    def _may_stream(self):
         """Whether C is to be stored past the caches, and can be: whole vectors at multiples of their size."""
         builder, emit, value = self.builder, self.emitter, self.value
         size = emit.lanes * emit.itemsize
@@ -247,9 +248,8 @@ class _Tile:
         pitch = builder.mul(value["c_m"], i64(emit.itemsize))
         askew = builder.and_(builder.or_(start, pitch), i64(size - 1))
         aligned = builder.icmp_signed("==", askew, i64(0))
-        whole = builder.icmp_signed("==", tail, i64(emit.lanes))
         asked = builder.icmp_signed("!=", value["stream"], i64(0))
-        return builder.and_(asked, builder.and_(aligned, whole))
+        return builder.and_(asked, builder.and_(aligned, self.whole))
 
     def _at(self, operand, outer, inner):
         builder, value = self.builder, self.value
@@ -260,6 +260,18 @@ class _Tile:
 
     def _product(self, a, b):
         """Add the products of one run of k, from these addresses on."""
+        if not self.exact or machine.vector_bytes() == 64:
+            self._run(a, b, self.mask if self.exact else None)
+            return
+        # Before AVX-512 a load with a mask is slow, or many instructions.
+        with self.builder.if_else(self.whole) as (then, otherwise):
+            with then:
+                self._run(a, b, None)
+            with otherwise:
+                self._run(a, b, self.mask)
+
+    def _run(self, a, b, mask):
+        """Add these products; the last vector of B is loaded with a mask."""
         builder, emit, value = self.builder, self.emitter, self.value
         # x86 addresses base + {0, 1, 2} * stride: one moving pointer for every three rows keeps all in registers.
         bases = [cgutils.alloca_once_value(builder, self._row(a, m)) for m in range(0, self.m, 3)]
@@ -269,7 +281,8 @@ class _Tile:
             emit.prefetch(ahead)
             builder.store(builder.gep(ahead, [value["f_k"]]), self.ahead)
             b = builder.load(moving)
-            columns = [self._load_b(b, j) for j in range(self.v)]
+            columns = [emit.load(builder.gep(b, [i64(j * emit.lanes)])) for j in range(self.v - 1)]
+            columns.append(emit.load(builder.gep(b, [i64((self.v - 1) * emit.lanes)]), mask))
             for g, base in enumerate(bases):
                 # Opaque: the optimiser would derive all rows from one, or keep a pointer for each, in memory.
                 address = emit.opaque(builder.load(base))
@@ -283,11 +296,6 @@ class _Tile:
 
     def _row(self, a, m):
         return self.builder.gep(a, [self.builder.mul(i64(m), self.value["a_m"])])
-
-    def _load_b(self, b, j):
-        address = self.builder.gep(b, [i64(j * self.emitter.lanes)])
-        partial = self.exact and j == self.v - 1
-        return self.emitter.load(address, self.mask if partial else None)
 
     def _each(self, base, stride, action):
         """Do something to each vector of the tile: (its sum, its address, its mask)."""
