@@ -1,14 +1,16 @@
 """JAX: `conv2d` as in `nhwconv`, NHWC and OHWI, under `jit`, `grad` and `vmap`, on the CPU.
 
-XLA calls back into Python with its own buffers (`nhwconv.xla`). Within such a call no operation of JAX may run: it
-could wait for threads that wait for the call. So calls see NumPy arrays and write to such.
+JAX calls back into Python (`jax.pure_callback`) with arrays on the host. Within a callback no operation of JAX may run:
+it could wait for threads that wait for the callback. So the callbacks see NumPy arrays and return such.
+
+XLA's foreign function interface would copy nothing and be twice as fast, and with `ctypes` it needs no compiler. But JAX
+does not wait for its calls when Python ends: one that is under way then waits for the interpreter, which waits for it.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.custom_derivatives import SymbolicZero
 
-from . import ops, xla
+from . import ops
 from .checks import no_samples, stand_in
 from .ops import Padding, Size, Strategy
 
@@ -100,19 +102,19 @@ def conv2d(
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _forward(options: _Options, x: jax.Array, w: jax.Array) -> jax.Array:
     y = ops.conv2d(no_samples(x), stand_in(w), **options._asdict())
-    return _call("conv2d", (x.shape[0], *y.shape[1:]), x, w, **options._asdict())
+    return _call(ops.conv2d, (x.shape[0], *y.shape[1:]), x, w, **options._asdict())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _input_grad(options: _Options, size: tuple[int, int], dy: jax.Array, w: jax.Array) -> jax.Array:
     shape = dy.shape[0], *size, w.shape[3] * options.groups
-    return _call("conv2d_input_grad", shape, dy, w, input_size=size, **options._asdict())
+    return _call(ops.conv2d_input_grad, shape, dy, w, input_size=size, **options._asdict())
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _weight_grad(options: _Options, size: tuple[int, int], x: jax.Array, dy: jax.Array) -> jax.Array:
     shape = dy.shape[3], *size, x.shape[3] // options.groups
-    return _call("conv2d_weight_grad", shape, x, dy, kernel_size=size, **options._asdict())
+    return _call(ops.conv2d_weight_grad, shape, x, dy, kernel_size=size, **options._asdict())
 
 
 def _rule(
@@ -169,48 +171,30 @@ _rule(  # of x and dy; the cotangent has w's shape
 
 # ------------------------------------------------------------------------------------------------ calls
 
-_TARGET = "nhwconv"
 
-
-def _call(name: str, shape: tuple[int, ...], first: jax.Array, second: jax.Array, **options: Any) -> jax.Array:
-    """Call a function of nhwconv, given by its name, from within XLA's program."""
+def _call(
+    function: Callable[..., Array], shape: tuple[int, ...], first: jax.Array, second: jax.Array, **options: Any
+) -> jax.Array:
+    """Call a function of nhwconv from within JAX's program."""
     result = jax.ShapeDtypeStruct(shape, first.dtype)
+    callback = partial(_on_host, function, shape, options)
     # Under vmap, arrays get axes in front, of length 1 where they are not mapped.
-    call = jax.ffi.ffi_call(_TARGET, result, vmap_method="expand_dims")
-    # Text, not a number of something here: XLA may keep its program for other processes.
-    called: jax.Array = call(first, second, call=repr((name, _plain(tuple(options.items())))))
+    called: jax.Array = jax.pure_callback(callback, result, first, second, vmap_method="expand_dims")
     return called
 
 
-def _plain(value: Any) -> Any:
-    """Return an option in numbers, texts and tuples that are Python's own."""
-    if isinstance(value, str):
-        return value
-    return tuple(map(_plain, value)) if isinstance(value, tuple | list) else int(value)
-
-
-@lru_cache(maxsize=1024)
-def _decode(call: str) -> tuple[str, dict[str, Any]]:
-    name, options = ast.literal_eval(call)
-    return name, dict(options)
-
-
-def _on_host(call: str, arguments: list[Array], results: list[Array]) -> None:
-    """Do a call: what XLA's program says of it, what it reads and what it writes."""
-    name, options = _decode(call)
-    function = getattr(ops, name)
-    (first, second), (result,) = arguments, results
-    mapped, shape = result.shape[:-4], result.shape[-4:]
+def _on_host(function: Callable[..., Array], shape: tuple[int, ...], options: dict[str, Any], *arguments: Any) -> Array:
+    first, second = (np.asarray(argument) for argument in arguments)
+    mapped = np.broadcast_shapes(first.shape[:-4], second.shape[:-4])
+    if not mapped:
+        return function(first, second, **options)
     shared = all(length == 1 for length in second.shape[:-4])
-    if not mapped or (name != "conv2d_weight_grad" and shared and first.shape[:-4] == mapped):
+    if function is not ops.conv2d_weight_grad and shared and first.shape[:-4] == mapped:
         # One set of weights for all: the mapped axes are more samples.
-        samples = first.reshape(-1, *first.shape[-3:])
-        function(samples, second.reshape(second.shape[-4:]), **options, out=result.reshape(-1, *shape[1:]))
-        return
+        merged = function(first.reshape(-1, *first.shape[-3:]), second.reshape(second.shape[-4:]), **options)
+        return merged.reshape(*mapped, *shape)
+    results = np.empty((*mapped, *shape), first.dtype)
     first, second = (np.broadcast_to(a, (*mapped, *a.shape[-4:])) for a in (first, second))
     for index in np.ndindex(mapped):
-        function(first[index], second[index], **options, out=result[index])
-
-
-_handler = xla.handler(_on_host, jax.ffi.include_dir())
-jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(_handler), platform="cpu")
+        function(first[index], second[index], **options, out=results[index])
+    return results
