@@ -3,8 +3,9 @@
 JAX calls back into Python (`jax.pure_callback`) with arrays on the host. Within a callback no operation of JAX may run:
 it could wait for threads that wait for the callback. So the callbacks see NumPy arrays and return such.
 
-XLA's foreign function interface would copy nothing and be twice as fast, and with `ctypes` it needs no compiler. But JAX
-does not wait for its calls when Python ends: one that is under way then waits for the interpreter, which waits for it.
+XLA's foreign function interface would copy nothing and be twice as fast, and with `ctypes` it needs no compiler. But
+JAX does not wait for its calls when Python ends: one that is under way then waits for the interpreter, which waits for
+it.
 """
 
 from __future__ import annotations
