@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numba.core.registry import cpu_target
 
 import threaded
 from cases import PASSES, data_of, run
@@ -117,8 +116,6 @@ def interrupted_calls(seconds: str) -> None:
 
 def interrupted_compilation() -> None:
     """Interrupt the first calls of a pass, on an empty cache, later each time; the calls that follow are right."""
-    # What Numba imports of its own when it first compiles cannot be imported again after an interrupt.
-    cpu_target.target_context.refresh()
     first = partial(run, threaded.SMALL, data_of(threaded.SMALL, np.float32), "forward", "loop")
     seconds, count = 0.05, 0
     while not interrupted(seconds, first):

@@ -2,14 +2,16 @@
 
 import pickle
 import re
+import signal
+import threading
 
 import numpy as np
 import pytest
-from numba.core.codegen import CPUCodeLibrary
+from numba.core.errors import TypingError
 
 import child
 import threaded
-from nhwconv.kernels import jit
+from nhwconv.kernels import jit, native
 
 DATA = {"machine code": bytes(range(256)) * 40}
 
@@ -217,18 +219,81 @@ def test_names_of_numba_that_the_cache_uses():
         assert callable(getattr(jit.Store, name)), name
 
 
-def test_an_interrupt_where_llvm_hands_code_over_is_raised(tmp_path, monkeypatch):
-    """Python can only print it there, and the code is missing: it is due when the kernel is kept. Then calls work."""
-    monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
+# ------------------------------------------------------------------------------------------------- interrupts
 
-    def double(x):
-        x[0] *= 2
 
-    kernel, x = jit.kernel(double), np.ones(1)
-    with monkeypatch.context() as patch:
-        lost = property(lambda self: None, lambda self, code: None)
-        patch.setattr(CPUCodeLibrary, "_compiled_object", lost, raising=False)
-        with pytest.raises(KeyboardInterrupt):
-            kernel(x, workers=1)
-    kernel(x, workers=1)
-    assert x[0] == 2
+def where(*_):
+    """Return the thread that runs this."""
+    return threading.current_thread()
+
+
+def test_ctrl_c_does_not_reach_the_compiler(monkeypatch):
+    """It strikes the main thread: kernels and micro-kernels are compiled in another, and a thread's own in itself."""
+    assert jit.shielded(where) is not threading.main_thread()
+    threads = []
+    monkeypatch.setattr(native, "_load", lambda *_: threads.append(where()) or 1)
+    native.native("some function", lambda module, name: None)
+    del native._addresses["some function"]
+    monkeypatch.setattr(jit.Store, "load", lambda *_: threads.append(where()))
+    monkeypatch.setattr(jit.Store, "save", lambda *_: None)
+    jit.kernel(lambda x, *_: None)(np.ones(1), workers=1)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+    caller = threading.Thread(target=lambda: threads.append(jit.shielded(where)))
+    caller.start()
+    caller.join()
+    assert threads[-1] is caller
+
+
+def test_an_interrupted_caller_need_not_wait():
+    """The interrupt is raised at once; what is being compiled is finished meanwhile."""
+    started, finish, finished = threading.Event(), threading.Event(), threading.Event()
+
+    def compiling():
+        started.set()
+        finish.wait()
+        finished.set()
+
+    def interrupt():
+        started.wait()
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    ctrl_c = threading.Thread(target=interrupt)
+    ctrl_c.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt):
+        jit.shielded(compiling)
+    signal.signal(signal.SIGINT, before)
+    ctrl_c.join()
+    assert not finished.is_set()
+    finish.set()
+    assert finished.wait(10)
+
+
+def test_errors_of_the_compiler_are_raised():
+    """By the thread that asked, as they are."""
+    with pytest.raises(TypingError):
+        jit.kernel(lambda x: x.nonsense)(np.ones(1), workers=1)
+
+
+def test_what_is_part_of_a_compilation_does_not_wait_for_it(monkeypatch):
+    """A thread that holds the compiler's lock compiles by itself: another would wait for it, and it for the other."""
+    monkeypatch.delattr(jit, "ThreadPoolExecutor")
+    with jit.compiler_lock:
+        assert jit.shielded(where) is threading.main_thread()
+
+
+def test_without_threads_the_caller_compiles(monkeypatch):
+    """As at the end of a program, when Python starts none."""
+
+    def refused(*_):
+        raise RuntimeError("can't start new thread at interpreter shutdown")
+
+    monkeypatch.setattr(jit.ThreadPoolExecutor, "submit", refused)
+    assert jit.shielded(where) is threading.main_thread()
+
+
+def test_a_first_call_at_the_end_of_a_program_is_right(tmp_path):
+    """Functions that run at exit can start no threads."""
+    code = "import atexit, threaded; atexit.register(lambda: print(threaded.check(threaded.SMALL) or 'right'))"
+    assert child.run(code, NHWCONV_CACHE_DIR=str(tmp_path)) == "right\n"

@@ -22,7 +22,8 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,9 @@ from numba.np.ufunc.parallel import get_num_threads, threading_layer
 
 from ..files import keep, mark_used, remove_unused
 
-__all__ = ["Kernel", "Store", "cache_folder", "ceil_div", "clear_cache", "compiler_lock", "device", "kernel"]
+__all__ = [
+    "Kernel", "Store", "cache_folder", "ceil_div", "clear_cache", "compiler_lock", "device", "kernel", "shielded",
+]  # fmt: skip
 
 #: Every kernel is compiled with these. `nogil`: other Python threads run meanwhile.
 OPTIONS: dict[str, Any] = {
@@ -49,6 +52,32 @@ OPTIONS: dict[str, Any] = {
     "boundscheck": False,
     "_nrt": False,
 }
+
+# --------------------------------------------------------------------------------------------- compiling
+
+
+#: Held by whoever compiles, with Numba or with llvmlite alone.
+compiler_lock = global_compiler_lock
+
+
+def shielded(compiling: Callable[..., Any], *arguments: Any) -> Any:
+    """Return ``compiling(*arguments)``, out of Ctrl-C's reach: in a thread, since it strikes the main one alone.
+
+    Numba does not survive it everywhere: what it imports as it first compiles registers itself once, and LLVM hands
+    code over through callbacks, where Python prints an interrupt and goes on without the code. The caller is
+    interrupted all the same, at once; the next one waits for what is being compiled, and has it.
+    """
+    # What is part of a compilation (the lock is this thread's) would wait for it in another thread.
+    if threading.current_thread() is not threading.main_thread() or compiler_lock.is_locked():
+        return compiling(*arguments)
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        compiled = pool.submit(compiling, *arguments)
+    except RuntimeError:  # no more threads: there are too many, or the program is ending
+        return compiling(*arguments)
+    pool.shutdown(wait=False)
+    return compiled.result()
+
 
 # ------------------------------------------------------------------------------------------------- cache
 
@@ -129,15 +158,6 @@ class _KernelCache(FunctionCache):
         self._cache_file: Any = Store(f"{py_func.__module__}.{py_func.__qualname__}", options)
         self.enable()
 
-    def save_overload(self, sig: Any, data: Any) -> None:
-        """Keep a compiled function, whose code LLVM has handed over through a callback.
-
-        Ctrl-C may strike there, where Python can only print it: then the code is missing, and the interrupt is due now.
-        """
-        if data.library._compiled_object is None:
-            raise KeyboardInterrupt
-        super().save_overload(sig, data)
-
 
 class _Payload(CompileResultCacheImpl):
     """What Numba writes for a compiled function, without a place on disk of its own."""
@@ -152,6 +172,7 @@ def _compiled(py_func: Callable[..., Any], **options: Any) -> Dispatcher:
     options = {**OPTIONS, **options}
     dispatcher = numba.njit(**options)(py_func)
     dispatcher._cache = _KernelCache(py_func, options)
+    dispatcher._compile_for_args = partial(shielded, dispatcher._compile_for_args)
     return dispatcher
 
 
@@ -167,10 +188,6 @@ def ceil_div(a: int, b: int) -> int:
 
 
 # --------------------------------------------------------------------------------------- threads and forks
-
-
-#: Held by whoever compiles, with Numba or with llvmlite alone.
-compiler_lock = global_compiler_lock
 
 
 class _Launcher:

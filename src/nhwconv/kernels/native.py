@@ -13,7 +13,7 @@ import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core.registry import cpu_target
 
-from .jit import Store, compiler_lock
+from .jit import Store, compiler_lock, shielded
 
 __all__ = ["call", "native"]
 
@@ -27,11 +27,12 @@ def native(name: str, emit: Callable[[ir.Module, str], None]) -> int:
 
     `name` says all that the code depends on, other than the CPU and this package's version.
     """
-    address = _addresses.get(name)
-    if address is None:
-        with compiler_lock:
-            address = _addresses.get(name) or _addresses.setdefault(name, _load(name, emit))
-    return address
+    return _addresses.get(name) or shielded(_load_once, name, emit)
+
+
+def _load_once(name: str, emit: Callable[[ir.Module, str], None]) -> int:
+    with compiler_lock:
+        return _addresses.get(name) or _addresses.setdefault(name, _load(name, emit))
 
 
 def _load(name: str, emit: Callable[[ir.Module, str], None]) -> int:
