@@ -79,12 +79,12 @@ def make_case(integer: Callable[[int, int], int], choice: Callable[[Sequence[Any
     Sizes follow from the output's, so that rows of 1 to 18 outputs, around every register tile, are equally likely.
     """
     kind = choice(("dense", "dense", "groups", "depthwise", "wide"))
-    kernel = choice((1, 1, 2, 3, 3, 4, 5)), choice((1, 1, 2, 3, 3, 4, 5))
+    kernel = choice((1, 1, 2, 3, 3, 4, 5, 7)), choice((1, 1, 2, 3, 3, 4, 5, 7))
     stride = choice((1, 1, 1, 2, 2, 3, 4, 6)), choice((1, 1, 1, 2, 2, 3, 4, 6))
     dilation = choice((1, 1, 1, 2, 3, 4)), choice((1, 1, 1, 2, 3, 4))
     groups = 1
-    if kind == "wide":  # what Winograd takes
-        stride, groups = (1, 1), choice((1, 1, 2))
+    if kind == "wide":  # what Winograd takes: strides in the input gradient
+        stride, groups = choice(((1, 1), (1, 1), stride)), choice((1, 1, 2))
     if kind == "groups":
         groups = integer(2, 5)
     if kind == "depthwise":

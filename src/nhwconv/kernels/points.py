@@ -20,7 +20,7 @@ __all__ = ["POINTS", "Matrices", "matrices"]
 Matrix = tuple[tuple[Fraction, ...], ...]
 
 #: Finite points in the order in which they are taken: small, and in pairs of opposite sign, which share work.
-POINTS = tuple(Fraction(p) for p in ("0", "1", "-1", "2", "-2", "1/2", "-1/2"))
+POINTS = tuple(Fraction(p) for p in ("0", "1", "-1", "2", "-2", "1/2", "-1/2", "4/3", "-4/3"))
 
 
 class Matrices(NamedTuple):

@@ -1,7 +1,8 @@
 """Winograd's minimal filtering: fewer multiplications than any direct algorithm, on the same micro-kernel.
 
 F(4x4, 3x3) does in 36 products what a direct convolution does in 144, for the price of transforms that cost less the
-more channels share them. It needs stride 1; a dilated convolution is one on each of the interleaved grids.
+more channels share them. It needs stride 1: a dilated convolution has it on each of the interleaved grids, and a
+strided input gradient in each of its phases.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from .base import Array
 
 __all__ = ["Winograd"]
 
-#: Outputs of a tile, by taps: tiles of at most seven points, whose rounding errors stay within the bound.
-OUTPUTS = {1: (1,), 2: (2, 4), 3: (2, 4, 5), 4: (3, 4), 5: (2, 3)}
-#: A longer tile rounds more, and has to come down to this part of the products.
-GAIN = 0.95
+#: Points of a tile's side that keep rounding errors within the bound: where both sides have taps, so that their errors
+#: multiply, and where one side has them alone. Nine points round as much as ten.
+POINTS = (3, 4, 5, 6, 7)
+ALONE = (*POINTS, 8, 10)
+#: A product costs more by this, times the square of the points of its tile's side: longer transforms, larger errors.
+PRICE = 0.005
 #: Elements of transformed weights up to which they are made once, for all tasks, where more blocks of tiles than this
 #: read them. More of them come so slowly from the last-level cache that each task rather makes its own.
 SHARED_WEIGHTS = 1536 * 1024
@@ -44,8 +47,9 @@ SHARED = 4
 #: transformed x stays in L2.
 SHARED_TILES, SHARED_CHANNELS = 28, 128
 OWN_POINTS, OWN_CHANNELS = 2048, 64
-#: Channels of y of a block.
+#: Channels of y of a block; fewer, where there would be fewer tasks than this.
 BLOCK_CHANNELS = 128
+LEAST_TASKS = 8
 #: The part of the peak at which the micro-kernel runs, and the cycles in which a transform makes a vector.
 EFFICIENCY = 0.75
 TRANSFORM = 4
@@ -74,22 +78,28 @@ class _Form:
         return self.m_h, self.r_h, self.m_w, self.r_w
 
 
-def _tile(taps: int, outputs: int) -> tuple[int, int] | None:
+def _tile(taps: int, outputs: int, points: tuple[int, ...]) -> tuple[int, int] | None:
     """Return the outputs of a tile of one axis, and the products that all of its tiles take; None without a form."""
-    best = None
-    for m in OUTPUTS.get(taps, ()):
-        products = math.ceil(outputs / m) * (m + taps - 1)
-        if best is None or products <= GAIN * best[1]:
-            best = m, products
-    return best
+    if taps == 1:
+        return 1, outputs
+    tiles = [(size - taps + 1, math.ceil(outputs / (size - taps + 1)) * size) for size in points if size > taps]
+    return min(tiles, key=lambda tile: tile[1] * (1 + PRICE * (tile[0] + taps - 1) ** 2), default=None)
 
 
 def _form(rows: int, columns: int, p: int, q: int) -> _Form | None:
-    """Return the form for ``rows x columns`` taps and ``p x q`` outputs, None where it saves no product."""
-    high, wide = _tile(rows, p), _tile(columns, q)
-    if high is None or wide is None or high[1] * wide[1] >= rows * columns * p * q:
+    """Return the form for ``rows x columns`` taps and ``p x q`` outputs; None where it takes more products."""
+    if not rows or not columns:
+        return None
+    points = ALONE if min(rows, columns) == 1 else POINTS
+    high, wide = _tile(rows, p, points), _tile(columns, q, points)
+    if high is None or wide is None or high[1] * wide[1] > rows * columns * p * q:
         return None
     return _Form(high[0], rows, wide[0], columns)
+
+
+def _saves(forms: list[_Form | None]) -> bool:
+    """Whether there is a form for each correlation, and one of them saves products: another's may be a single tap."""
+    return all(forms) and any(form.points > 1 for form in forms if form)
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,9 @@ def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward
     block_t = _even(tiles, SHARED_TILES if shared else OWN_POINTS // form.points)
     width = nr * lanes
     block_k = min(cg, _even(cg, SHARED_CHANNELS if shared else OWN_CHANNELS, lanes))
-    block_d = _even(dg, BLOCK_CHANNELS, width)
-    blocks_t, blocks_d = math.ceil(tiles / block_t), math.ceil((dg - lanes + 1) / block_d)
+    blocks_t = math.ceil(tiles / block_t)
+    block_d = _even(dg, max(width, min(BLOCK_CHANNELS, dg * blocks_t * groups // LEAST_TASKS)), width)
+    blocks_d = math.ceil((dg - lanes + 1) / block_d)
     packed = packed_size(groups, dg, rows.taps * columns.taps * cg, lanes)
     v = form.points * _apart(block_t * (block_k + lanes), lanes)
     u = 0 if shared else form.points * _apart((block_k + lanes) * width, lanes)
@@ -235,15 +246,15 @@ class Winograd:
     summary = "Winograd's minimal filtering, with transforms over channels and the same micro-kernel"
 
     def supports(self, problem: ConvProblem, pass_: Pass) -> str | None:
-        """Stride 1, small kernels, and a vector of channels in each group."""
+        """Stride 1, which an input gradient's phases have of any; small kernels; a vector of channels in each group."""
         lanes = machine.lanes(problem.compute_dtype.itemsize)
         if min(problem.cg, problem.dg) < lanes:
             return f"it needs {lanes} channels in each group, of x and of y"
-        if problem.stride != (1, 1):
-            return "it needs stride 1"
+        if problem.stride != (1, 1) and pass_ != "input_grad":
+            return "its forward pass and weight gradient need stride 1"
         forward = pass_ != "weight_grad"
         forms = [form for *_, form in _forms(problem, pass_)] if forward else [_filter_form(problem)]
-        if None in forms:
+        if not _saves(forms):
             return f"it saves nothing on {problem.kh}x{problem.kw} kernels and {problem.oh}x{problem.ow} outputs"
         return None
 
