@@ -46,7 +46,7 @@ CASES = {
     "6x6": Case(n=1, h=15, w=19, c=20, d=24, kh=6, kw=6),
     "4x1": Case(n=2, h=17, w=9, c=24, d=17, kh=4, kw=1),
     "1x7": Case(n=2, h=9, w=34, c=24, d=17, kh=1, kw=7),
-    "3x3, stride 2": Case(n=2, h=31, w=33, c=24, d=24, stride=(2, 2)),
+    "3x3, stride 2": Case(n=2, h=31, w=33, c=24, d=32, stride=(2, 2)),
     "one input channel": Case(n=2, h=20, w=21, c=1, d=8, kh=5, kw=5),
     "three input channels, stride 2": Case(n=2, h=31, w=33, c=3, d=24, stride=(2, 2)),
     "depthwise": Case(n=2, h=20, w=21, c=24, d=48, padding=PAD1, groups=24),

@@ -87,12 +87,13 @@ GRID = [
     ),
     Case(n=1, h=12, w=13, c=20, d=24, dilation=(2, 3), padding=((2, 1), (3, 4))),
     Case(n=1, h=10, w=10, c=36, d=40, groups=2, padding=PAD1),
-    # its strided input gradients: phases of several taps and of one, of no outputs, and on grids of the dilation
+    # with a stride: phases of several taps and of one, of no outputs, and on grids of the dilation
     *(
-        Case(n=2, h=h, w=17, c=20, d=24, kh=kh, kw=kw, stride=stride, padding=((1, 2), (0, 1)))
+        Case(n=2, h=h, w=17, c=20, d=32, kh=kh, kw=kw, stride=stride, padding=((1, 2), (0, 1)))
         for h, kh, kw, stride in ((14, 3, 3, (2, 2)), (13, 4, 4, (2, 2)), (14, 5, 3, (3, 1)), (13, 2, 5, (1, 2)))
     ),
     Case(n=1, h=4, w=9, c=16, d=16, stride=(3, 2)),
+    Case(n=2, h=25, w=27, c=16, d=16, kh=7, kw=7, stride=(2, 2), padding=((3, 3), (3, 3))),
     Case(n=1, h=15, w=18, c=16, d=16, stride=(2, 2), dilation=(3, 1), padding=((2, 1), (3, 4))),
     # few output channels: pixels on the lanes
     *(Case(n=1, h=4, w=w, c=c, d=d) for w in (17, 18, 19, 34, 50, 67) for c, d in ((1, 6), (3, 2))),

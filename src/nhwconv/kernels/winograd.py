@@ -35,6 +35,7 @@ OUTPUT = 2  # the place of A^T among a form's matrices
 
 _INTS = (
     "s_row", "s_column", "row_0", "row_1", "column_0", "column_1", "t_row", "t_column", "rows", "columns", "count",
+    "e_row", "e_column",
 )  # fmt: skip
 
 
@@ -48,14 +49,15 @@ def transforms(dtype: str, mh: int, rh: int, mw: int, rw: int) -> dict[str, int]
 @intrinsic
 def transform(
     typingctx, address, source, s0, s_row, s_column, row_0, row_1, column_0, column_1,
-    target, t0, t_row, t_column, rows, columns, count, add, e, e0,
+    target, t0, t_row, t_column, rows, columns, count, add, e, e0, e_row, e_column,
 ):  # fmt: skip
     """Transform a tile of `count` channels, side by side from the offsets on; `address` says which way.
 
     The transforms are ``B^T x B`` (input), ``G w G^T`` (weights) and ``A^T m A`` (output). Element ``(i, j)`` of a tile
     is read at ``s0 + i*s_row + j*s_column`` where ``row_0 <= i < row_1`` and ``column_0 <= j < column_1``, and is zero
     elsewhere; results are written at ``t0 + i*t_row + j*t_column`` where ``i < rows`` and ``j < columns``. Where `add`,
-    the output transform adds ``e[e0 + channel]``. ``count`` is at least LANES: the last vector overlaps the one before.
+    the output transform adds element ``e0 + i*e_row + j*e_column`` of e. ``count`` is at least LANES: the last vector
+    overlaps the one before; where e is what is written, LANES divides it.
     """
     kinds = {name: kind for name, kind in locals().items() if name != "typingctx"}
     signature = types.void(*kinds.values())
@@ -95,12 +97,12 @@ def _transform(dtype, which, mh, rh, mw, rw):
 class _Transform:
     """Emits the function that multiplies tiles by `high` from the left and by `wide` from the right."""
 
-    def __init__(self, module, name, dtype, high, wide, biased):
+    def __init__(self, module, name, dtype, high, wide, adds):
         scalar = SCALARS[dtype]
         function = ir.Function(module, _kind(scalar), name)
         self.source, self.target, self.e, self.add, *numbers = function.args
         self.value = dict(zip(_INTS, numbers, strict=True))
-        self.high, self.wide, self.biased = high, wide, biased
+        self.high, self.wide, self.adds = high, wide, adds
         self.builder = ir.IRBuilder(function.append_basic_block("entry"))
         self.emitter = Emitter(self.builder, dtype)
         zeros = cgutils.alloca_once_value(self.builder, self.emitter.zero)
@@ -115,12 +117,17 @@ class _Transform:
         kept = [within(None, "rows", len(self.high)), within(None, "columns", len(self.wide))]
         source = self._chain(self.source, value["s_row"], value["s_column"], self.high[0], self.wide[0])
         target = self._chain(self.target, value["t_row"], value["t_column"], self.high, self.wide)
+        added = self._added()
         whole = reduce(self.builder.and_, chain(*read, *kept))
         with self.builder.if_else(whole) as (then, otherwise):
             with then:
-                self._loop(source, target)
+                self._loop(source, target, added)
             with otherwise:
-                self._loop(self._selected(source, read, self.zeros), self._selected(target, kept, self.waste))
+                self._loop(
+                    self._selected(source, read, self.zeros),
+                    self._selected(target, kept, self.waste),
+                    self._selected(added, kept, self.zeros),
+                )
         self.builder.ret_void()
 
     def _within(self, low, limit, count):
@@ -145,6 +152,14 @@ class _Transform:
 
         return addresses
 
+    def _added(self):
+        """Return the same of what is added; where nothing is, it is zero for every element and channel."""
+        builder, nothing = self.builder, i64(0)
+        base = builder.select(self.add, self.e, self.zeros)
+        row, column = (builder.select(self.add, self.value[name], nothing) for name in ("e_row", "e_column"))
+        places = self._chain(base, row, column, self.high, self.wide)
+        return lambda channel: places(builder.select(self.add, channel, nothing))
+
     def _selected(self, places, flags, otherwise):
         """Return the same, with another address for elements that do not exist."""
 
@@ -157,7 +172,7 @@ class _Transform:
 
         return addresses
 
-    def _loop(self, source, target):
+    def _loop(self, source, target, added):
         """Transform vector after vector of channels."""
         builder, emit, count = self.builder, self.emitter, self.value["count"]
         vectors = builder.sdiv(builder.add(count, i64(emit.lanes - 1)), i64(emit.lanes))
@@ -167,14 +182,13 @@ class _Transform:
             channel = builder.select(builder.icmp_signed("<", channel, last), channel, last)
             tile = [[emit.load(a) for a in line] for line in source(channel)]
             half = [_apply(emit, self.high, list(column)) for column in zip(*tile, strict=True)]
-            places = target(channel)
-            bias = None
-            if self.biased:
-                bias = emit.load(builder.select(self.add, builder.gep(self.e, [channel]), self.zeros))
+            places, summands = target(channel), added(channel)
             for i, line in enumerate(places):
                 results = _apply(emit, self.wide, [column[i] for column in half])
+                if self.adds:
+                    results = [builder.fadd(r, emit.load(e)) for r, e in zip(results, summands[i], strict=True)]
                 for result, address in zip(results, line, strict=True):
-                    emit.store(result if bias is None else builder.fadd(result, bias), address)
+                    emit.store(result, address)
 
 
 def _apply(emit, matrix, vectors):
@@ -224,11 +238,11 @@ def _combine(emit, coefficients, vectors):
 
 @device
 def _first_tile(g, tile):
-    """Decode a tile's number: its image, grid of the dilation, and place on it."""
+    """Decode a tile's number: its image, grid, and place on it."""
     j, rest = tile % g.tiles_w, tile // g.tiles_w
     i, rest = rest % g.tiles_h, rest // g.tiles_h
-    v, rest = rest % g.dilation_w, rest // g.dilation_w
-    return rest // g.dilation_h, rest % g.dilation_h, v, i, j
+    v, rest = rest % g.grids_w, rest // g.grids_w
+    return rest // g.grids_h, rest % g.grids_h, v, i, j
 
 
 @device
@@ -239,9 +253,9 @@ def _next_tile(g, n, u, v, i, j):
         j, i = 0, i + 1
         if i == g.tiles_h:
             i, v = 0, v + 1
-            if v == g.dilation_w:
+            if v == g.grids_w:
                 v, u = 0, u + 1
-                if u == g.dilation_h:
+                if u == g.grids_h:
                     u, n = 0, n + 1
     return n, u, v, i, j
 
@@ -266,7 +280,7 @@ def _channel_block(number, size, block, LANES):
 
 
 @device
-def _apart(size, LANES):
+def _point_pitch(size, LANES):
     """Return the distance of one point's data from the next: an odd number of vectors.
 
     A transform touches all points at once. At a distance of a large power of two they would all fall into the same few
@@ -282,13 +296,15 @@ def _points(g):
 
 #: Common to both kernels: sizes, and the grid of tiles.
 _TILES = (
-    "n groups h w c cg dg dilation_h dilation_w top left p q tiles_h tiles_w m_h r_h m_w r_w block_t block_k block_d "
+    "n groups h w c cg dg stride_h stride_w grids_h grids_w top left p q tiles_h tiles_w m_h r_h m_w r_w "
+    "block_t block_k block_d "
 )
 _ADDRESSES = "input_transform weights_transform output_transform tile "
 
 WINOGRAD = Fields(
-    # where outputs lie in y; shared: the weights are transformed already; offsets into a worker's scratch
-    _TILES + _ADDRESSES + "y_0 y_n y_p y_q shared add_bias s_u s_m scratch tasks"
+    # where outputs lie in y; shared: the weights are transformed already; where they start, and offsets into a worker's
+    # scratch
+    _TILES + _ADDRESSES + "y_0 y_n y_p y_q shared add_bias packed_0 transformed_0 s_u s_m scratch tasks"
 )
 
 
@@ -309,9 +325,9 @@ def winograd_weights(WIDTH: int, LANES: int) -> Kernel:
                 (k, channels), rest = _channel_block(task % blocks, g.cg, g.block_k, LANES), task // blocks
                 j, group = rest % panels * WIDTH, rest // panels
                 width = min(WIDTH, padded - j)
-                source = (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
-                apart = _apart(g.cg * WIDTH, LANES)
-                target = (group * panels + j // WIDTH) * _points(g) * apart + k * width
+                source = g.packed_0 + (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
+                apart = _point_pitch(g.cg * WIDTH, LANES)
+                target = g.transformed_0 + (group * panels + j // WIDTH) * _points(g) * apart + k * width
                 _transform_weights(g, packed, source, g.cg * width, transformed, target, apart, channels * width)
 
     return kernel(winograd_weights)
@@ -323,106 +339,117 @@ def _transform_weights(g, packed, source, s_tap, transformed, target, t_point, c
     transform(
         g.weights_transform, packed, source, g.r_w * s_tap, s_tap, 0, g.r_h, 0, g.r_w,
         transformed, target, (g.m_w + g.r_w - 1) * t_point, t_point, g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, count,
-        False, packed, 0,
+        False, packed, 0, 0, 0,
     )  # fmt: skip
 
 
 @device
 def _transform_inputs(g, step_h, step_w, x, channel, channels, tile, tiles, scratch, target, point):
-    """Transform `channels` channels of `tiles` tiles of x, step_h x step_w pixels apart.
+    """Transform `channels` channels of `tiles` tiles of x, step_h x step_w outputs apart.
 
     Written as ``(points, tiles, channels)``, points `point` numbers apart; so are all transformed data.
     """
+    down, right = g.grids_h * g.stride_h, g.grids_w * g.stride_w
     n, u, v, i, j = _first_tile(g, tile)
     for t in range(tiles):
-        row, column = u + i * step_h * g.dilation_h - g.top, v + j * step_w * g.dilation_w - g.left
-        row_0, row_1 = _inside(row, g.dilation_h, g.h, g.m_h + g.r_h - 1)
-        column_0, column_1 = _inside(column, g.dilation_w, g.w, g.m_w + g.r_w - 1)
+        row, column = u * g.stride_h + i * step_h * down - g.top, v * g.stride_w + j * step_w * right - g.left
+        row_0, row_1 = _inside(row, down, g.h, g.m_h + g.r_h - 1)
+        column_0, column_1 = _inside(column, right, g.w, g.m_w + g.r_w - 1)
         transform(
         g.input_transform, x, ((n * g.h + row) * g.w + column) * g.c + channel,
-            g.dilation_h * g.w * g.c, g.dilation_w * g.c, row_0, row_1, column_0, column_1,
+            down * g.w * g.c, right * g.c, row_0, row_1, column_0, column_1,
             scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point,
             g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
-            False, x, 0,
+            False, x, 0, 0, 0,
         )  # fmt: skip
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
 
 @device
-def _transform_outputs(g, scratch, source, point, tile, tiles, width, bias, y, channel):
-    """Transform the products of `tiles` tiles back, add the bias, and write the outputs that exist."""
+def _transform_outputs(g, scratch, source, point, tile, tiles, width, accumulate, bias, y, channel):
+    """Transform the products of `tiles` tiles back; add the bias, or what y has; write the outputs that exist."""
+    down, right = g.grids_h * g.y_p, g.grids_w * g.y_q
     n, u, v, i, j = _first_tile(g, tile)
     for t in range(tiles):
-        p, q = u + i * g.m_h * g.dilation_h, v + j * g.m_w * g.dilation_w
-        rows, columns = ceil_div(g.p - p, g.dilation_h), ceil_div(g.q - q, g.dilation_w)
+        p, q = u + i * g.m_h * g.grids_h, v + j * g.m_w * g.grids_w
+        rows, columns = ceil_div(g.p - p, g.grids_h), ceil_div(g.q - q, g.grids_w)
+        target = g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel
         transform(
         g.output_transform, scratch, source + t * width, (g.m_w + g.r_w - 1) * point, point,
-            0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1,
-            y, g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q + channel, g.dilation_h * g.y_p, g.dilation_w * g.y_q,
-            rows, columns, width, g.add_bias, bias, channel,
+            0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1, y, target, down, right, rows, columns, width,
+            accumulate or g.add_bias, y if accumulate else bias, target if accumulate else channel,
+            down if accumulate else 0, right if accumulate else 0,
         )  # fmt: skip
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
 
 @cache
 def winograd_correlate(WIDTH: int, LANES: int) -> Kernel:
-    """Make the kernel of the forward pass, and of one phase of the input gradient."""
+    """Make the kernel of the forward pass, and of one phase of the input gradient.
+
+    A strided forward pass is a sum over phases: one record of the geometry each, all with the same tiles and blocks.
+    """
 
     def winograd_correlate(x, weights, bias, y, scratch, queue, workers, geometry):
         for worker in prange(workers):
-            g = geometry[0]
-            points = _points(g)
-            padded, panels = ceil_div(g.dg, LANES) * LANES, ceil_div(g.dg, WIDTH)
-            all_tiles = g.n * g.dilation_h * g.dilation_w * g.tiles_h * g.tiles_w
-            blocks_t = ceil_div(all_tiles, g.block_t)
-            blocks_k = _channel_blocks(g.cg, g.block_k, LANES)
-            blocks_d = _channel_blocks(g.dg, g.block_d, LANES)
-            s_v = worker * g.scratch
-            s_u, s_m = s_v + g.s_u, s_v + g.s_m
+            cut = geometry[0]
+            padded, panels = ceil_div(cut.dg, LANES) * LANES, ceil_div(cut.dg, WIDTH)
+            all_tiles = cut.n * cut.grids_h * cut.grids_w * cut.tiles_h * cut.tiles_w
+            blocks_t = ceil_div(all_tiles, cut.block_t)
+            blocks_k = _channel_blocks(cut.cg, cut.block_k, LANES)
+            blocks_d = _channel_blocks(cut.dg, cut.block_d, LANES)
+            s_v = worker * cut.scratch
+            s_u, s_m = s_v + cut.s_u, s_v + cut.s_m
             while True:
-                task = next_task(queue, worker, workers, g.tasks)
-                if task >= g.tasks:
+                task = next_task(queue, worker, workers, cut.tasks)
+                if task >= cut.tasks:
                     break
                 # the task: a block of tiles, and channels d_0:d_1 of a group
                 block, rest = task % blocks_t, task // blocks_t
-                d_0, width_d = _channel_block(rest % blocks_d, g.dg, g.block_d, LANES)
+                d_0, width_d = _channel_block(rest % blocks_d, cut.dg, cut.block_d, LANES)
                 group, d_1 = rest // blocks_d, d_0 + width_d
                 tile = block * all_tiles // blocks_t
                 tiles = (block + 1) * all_tiles // blocks_t - tile
-                m_apart = _apart(tiles * width_d, LANES)
-                for block_k in range(blocks_k):
-                    k, channels = _channel_block(block_k, g.cg, g.block_k, LANES)
-                    v_apart = _apart(tiles * channels, LANES)
-                    _transform_inputs(
-                        g, g.m_h, g.m_w, x, group * g.cg + k, channels, tile, tiles, scratch, s_v, v_apart
+                m_apart = _point_pitch(tiles * width_d, LANES)
+                for phase in range(len(geometry)):
+                    g = geometry[phase]
+                    points = _points(g)
+                    for block_k in range(blocks_k):
+                        k, channels = _channel_block(block_k, g.cg, g.block_k, LANES)
+                        v_apart = _point_pitch(tiles * channels, LANES)
+                        _transform_inputs(
+                            g, g.m_h, g.m_w, x, group * g.cg + k, channels, tile, tiles, scratch, s_v, v_apart
+                        )
+                        for j in range(d_0, d_1, WIDTH):
+                            width = min(WIDTH, padded - j)
+                            if g.shared:
+                                u, u_apart = weights, _point_pitch(g.cg * WIDTH, LANES)
+                                u_0 = g.transformed_0 + (group * panels + j // WIDTH) * points * u_apart + k * width
+                            else:
+                                u, u_0, u_apart = scratch, s_u, _point_pitch(channels * width, LANES)
+                                source = g.packed_0 + (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
+                                _transform_weights(
+                                    g, weights, source, g.cg * width, scratch, s_u, u_apart, channels * width
+                                )
+                            for point in range(points):
+                                m_0 = s_m + point * m_apart + j - d_0
+                                tile_product(
+                                    g.tile, tiles, min(WIDTH, d_1 - j), 1, 1, channels,
+                                    scratch, s_v + point * v_apart, 0, 0, channels, 1,
+                                    u, u_0 + point * u_apart, 0, 0, width,
+                                    k > 0, scratch, m_0, width_d, scratch, m_0, width_d, 0, scratch, 0, 0, 0,
+                                )  # fmt: skip
+                    _transform_outputs(
+                        g, scratch, s_m, m_apart, tile, tiles, width_d, phase > 0, bias, y, group * g.dg + d_0
                     )
-                    for j in range(d_0, d_1, WIDTH):
-                        width = min(WIDTH, padded - j)
-                        if g.shared:
-                            u, u_apart = weights, _apart(g.cg * WIDTH, LANES)
-                            u_0 = (group * panels + j // WIDTH) * points * u_apart + k * width
-                        else:
-                            u, u_0, u_apart = scratch, s_u, _apart(channels * width, LANES)
-                            source = (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
-                            _transform_weights(
-                                g, weights, source, g.cg * width, scratch, s_u, u_apart, channels * width
-                            )
-                        for point in range(points):
-                            m_0 = s_m + point * m_apart + j - d_0
-                            tile_product(
-                                g.tile, tiles, min(WIDTH, d_1 - j), 1, 1, channels,
-                                scratch, s_v + point * v_apart, 0, 0, channels, 1,
-                                u, u_0 + point * u_apart, 0, 0, width,
-                                k > 0, scratch, m_0, width_d, scratch, m_0, width_d, 0, scratch, 0, 0, 0,
-                            )  # fmt: skip
-                _transform_outputs(g, scratch, s_m, m_apart, tile, tiles, width_d, bias, y, group * g.dg + d_0)
 
     return kernel(winograd_correlate)
 
 
 WINOGRAD_WEIGHT_GRAD = Fields(
-    # slices of the tiles, each of which has a part of `part` numbers; offsets into a worker's scratch
-    _TILES + _ADDRESSES + "slices part s_dy s_m scratch tasks"
+    # slices of the tiles, each of which has a part of `part` numbers; where the taps lie in dw; offsets into a worker's
+    # scratch
+    _TILES + _ADDRESSES + "slices part w_0 w_d w_r w_q s_dy s_m scratch tasks"
 )
 
 
@@ -432,27 +459,26 @@ def _transform_filters(g, dy, channel, channels, tile, tiles, scratch, target, p
     n, u, v, i, j = _first_tile(g, tile)
     c = g.groups * g.dg
     for t in range(tiles):
-        p, q = u + i * g.r_h * g.dilation_h, v + j * g.r_w * g.dilation_w
+        p, q = u + i * g.r_h * g.grids_h, v + j * g.r_w * g.grids_w
         transform(
-        g.weights_transform, dy, ((n * g.p + p) * g.q + q) * c + channel,
-            g.dilation_h * g.q * c, g.dilation_w * c,
-            0, ceil_div(g.p - p, g.dilation_h), 0, ceil_div(g.q - q, g.dilation_w),
+        g.weights_transform, dy, ((n * g.p + p) * g.q + q) * c + channel, g.grids_h * g.q * c, g.grids_w * c,
+            0, ceil_div(g.p - p, g.grids_h), 0, ceil_div(g.q - q, g.grids_w),
             scratch, target + t * channels, (g.m_w + g.r_w - 1) * point, point,
             g.m_h + g.r_h - 1, g.m_w + g.r_w - 1, channels,
-            False, dy, 0,
+            False, dy, 0, 0, 0,
         )  # fmt: skip
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
 
 @cache
 def winograd_weight_grad(WIDTH: int, LANES: int) -> Kernel:
-    """Make the kernel of the weight gradient: ``m_h x m_w`` is the kernel, ``r_h x r_w`` a tile of dy."""
+    """Make the kernel of the weight gradient: ``m_h x m_w`` is a phase of the kernel, ``r_h x r_w`` a tile of dy."""
 
     def winograd_weight_grad(x, dy, parts, scratch, queue, workers, geometry):
         for worker in prange(workers):
             g = geometry[0]
             points = _points(g)
-            all_tiles = g.n * g.dilation_h * g.dilation_w * g.tiles_h * g.tiles_w
+            all_tiles = g.n * g.grids_h * g.grids_w * g.tiles_h * g.tiles_w
             blocks_k = _channel_blocks(g.cg, g.block_k, LANES)
             blocks_d = _channel_blocks(g.dg, g.block_d, LANES)
             s_v = worker * g.scratch
@@ -467,11 +493,11 @@ def winograd_weight_grad(WIDTH: int, LANES: int) -> Kernel:
                 group, piece = rest % g.groups, rest // g.groups
                 first, last = piece * all_tiles // g.slices, (piece + 1) * all_tiles // g.slices
                 blocks_t = ceil_div(last - first, g.block_t)
-                m_apart = _apart(d * k, LANES)
+                m_apart = _point_pitch(d * k, LANES)
                 for block in range(blocks_t):
                     tile = first + block * (last - first) // blocks_t
                     tiles = first + (block + 1) * (last - first) // blocks_t - tile
-                    v_apart, dy_apart = _apart(tiles * k, LANES), _apart(tiles * d, LANES)
+                    v_apart, dy_apart = _point_pitch(tiles * k, LANES), _point_pitch(tiles * d, LANES)
                     _transform_inputs(g, g.r_h, g.r_w, x, group * g.cg + k_0, k, tile, tiles, scratch, s_v, v_apart)
                     _transform_filters(g, dy, group * g.dg + d_0, d, tile, tiles, scratch, s_dy, dy_apart)
                     for point in range(points):
@@ -484,11 +510,11 @@ def winograd_weight_grad(WIDTH: int, LANES: int) -> Kernel:
                                 block > 0, scratch, c_0, k, scratch, c_0, k, 0, scratch, 0, 0, 0,
                             )  # fmt: skip
                 for m in range(d):
-                    target = piece * g.part + ((group * g.dg + d_0 + m) * g.m_h * g.m_w) * g.cg + k_0
+                    target = piece * g.part + g.w_0 + (group * g.dg + d_0 + m) * g.w_d + k_0
                     transform(
         g.output_transform, scratch, s_m + m * k, (g.m_w + g.r_w - 1) * m_apart, m_apart,
                         0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1,
-                        parts, target, g.m_w * g.cg, g.cg, g.m_h, g.m_w, k, False, parts, 0,
+                        parts, target, g.w_r, g.w_q, g.m_h, g.m_w, k, False, parts, 0, 0, 0,
                     )  # fmt: skip
 
     return kernel(winograd_weight_grad)

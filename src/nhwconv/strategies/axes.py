@@ -12,7 +12,7 @@ from ..kernels.packing import PACK
 from ..problem import ConvProblem
 from .base import Array
 
-__all__ = ["Axis", "correlation_fields", "forward_axes", "input_grad_axes", "pack_geometry", "phases"]
+__all__ = ["Axis", "correlation_fields", "forward_axes", "input_grad_axes", "pack_geometry", "phases", "tap_phases"]
 
 
 class Axis:
@@ -25,6 +25,11 @@ class Axis:
         self.start, self.step = 0, 1
         #: which kernel positions the taps are: the first, and the step
         self.first_tap, self.tap_step = 0, 1
+
+    @property
+    def grids(self) -> int:
+        """How many interleaved grids of outputs there are, each without dilation; for a `tap_phases` axis."""
+        return self.dilation // self.stride
 
     @property
     def plain(self) -> bool:
@@ -68,6 +73,22 @@ def phases(size: int, out: int, kernel: int, stride: int, dilation: int, before:
             axis.first_tap, axis.tap_step = positions[-1], -(stride // common)
             axis.before = -((start + before - positions[-1] * dilation) // stride)
         found.append(axis)
+    return found
+
+
+def tap_phases(axis: Axis) -> list[Axis]:
+    """Return the correlations that make up a strided one: each has the taps that meet the same every stride-th pixels.
+
+    Output ``o`` reads pixel ``o*stride + h*dilation - before`` for kernel position ``h``. Positions that lie
+    ``stride / gcd`` apart read pixels whose distance the stride divides: among these alone, the stride is one.
+    """
+    apart = axis.stride // math.gcd(axis.stride, axis.dilation)
+    found = []
+    for first in range(min(apart, axis.taps)):
+        before, taps = axis.before - first * axis.dilation, len(range(first, axis.taps, apart))
+        phase = Axis(axis.size, taps, axis.stride, axis.dilation * apart, before, axis.out)
+        phase.first_tap, phase.tap_step = first, apart
+        found.append(phase)
     return found
 
 

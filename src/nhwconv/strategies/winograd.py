@@ -2,7 +2,7 @@
 
 F(4x4, 3x3) does in 36 products what a direct convolution does in 144, for the price of transforms that cost less the
 more channels share them. It needs stride 1: a dilated convolution has it on each of the interleaved grids, and a
-strided input gradient in each of its phases.
+strided one in each of its phases, which the forward pass adds up.
 """
 
 from __future__ import annotations
@@ -11,7 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import product
 from typing import Any
+
+import numpy as np
 
 from .. import arrays, machine
 from ..bias import bias_grad
@@ -28,7 +31,7 @@ from ..kernels.winograd import (
     winograd_weights,
 )
 from ..problem import ConvProblem, Pass
-from .axes import Axis, correlation_fields, forward_axes, input_grad_axes, pack_geometry
+from .axes import Axis, correlation_fields, forward_axes, input_grad_axes, pack_geometry, tap_phases
 from .base import Array
 
 __all__ = ["Winograd"]
@@ -78,38 +81,88 @@ class _Form:
         return self.m_h, self.r_h, self.m_w, self.r_w
 
 
-def _tile(taps: int, outputs: int, points: tuple[int, ...]) -> tuple[int, int] | None:
-    """Return the outputs of a tile of one axis, and the products that all of its tiles take; None without a form."""
-    if taps == 1:
-        return 1, outputs
-    tiles = [(size - taps + 1, math.ceil(outputs / (size - taps + 1)) * size) for size in points if size > taps]
-    return min(tiles, key=lambda tile: tile[1] * (1 + PRICE * (tile[0] + taps - 1) ** 2), default=None)
-
-
-def _form(rows: int, columns: int, p: int, q: int) -> _Form | None:
-    """Return the form for ``rows x columns`` taps and ``p x q`` outputs; None where it takes more products."""
-    if not rows or not columns:
+def _outputs(taps: list[int], outputs: int, points: tuple[int, ...]) -> int | None:
+    """Return the outputs of a tile of one axis, for correlations of so many taps that share it; None without a form."""
+    most = max(taps)
+    if min(taps) == 0:
         return None
-    points = ALONE if min(rows, columns) == 1 else POINTS
-    high, wide = _tile(rows, p, points), _tile(columns, q, points)
-    if high is None or wide is None or high[1] * wide[1] > rows * columns * p * q:
-        return None
-    return _Form(high[0], rows, wide[0], columns)
+    if most == 1:
+        return 1
+
+    def price(m: int) -> float:
+        # A single tap needs no transform.
+        sizes = [(m + t - 1) * (1 + PRICE * (m + t - 1) ** 2) if t > 1 else m for t in taps]
+        return math.ceil(outputs / m) * sum(sizes)
+
+    return min((size - most + 1 for size in points if size > most), key=price, default=None)
 
 
-def _saves(forms: list[_Form | None]) -> bool:
-    """Whether there is a form for each correlation, and one of them saves products: another's may be a single tap."""
-    return all(forms) and any(form.points > 1 for form in forms if form)
+@dataclass(frozen=True)
+class _Correlation:
+    """One correlation of stride 1, on its grids, and its form; or one phase of a sum of them."""
+
+    rows: Axis
+    columns: Axis
+    form: _Form
+
+    @property
+    def tiles(self) -> tuple[int, int]:
+        """The tiles of one grid of one image, down and across."""
+        p, q = -(-self.rows.out // self.rows.grids), -(-self.columns.out // self.columns.grids)
+        return math.ceil(p / self.form.m_h), math.ceil(q / self.form.m_w)
+
+    @property
+    def grid(self) -> dict[str, int]:
+        """The grids and their tiles, as the geometry has them."""
+        rows, columns, (tiles_h, tiles_w) = self.rows, self.columns, self.tiles
+        return {
+            "stride_h": rows.stride, "stride_w": columns.stride, "grids_h": rows.grids, "grids_w": columns.grids,
+            "tiles_h": tiles_h, "tiles_w": tiles_w,
+        }  # fmt: skip
+
+    @property
+    def products(self) -> int:
+        """The products of all tiles of an image, for each pair of channels."""
+        return self.form.points * math.prod(self.tiles) * self.rows.grids * self.columns.grids
+
+    @property
+    def direct(self) -> int:
+        """The same without a form."""
+        return self.rows.taps * self.columns.taps * self.rows.out * self.columns.out
+
+
+@lru_cache(maxsize=1024)
+def _correlations(problem: ConvProblem, pass_: Pass) -> list[_Correlation]:
+    """Return the correlations that a pass consists of; none where they save no products.
+
+    Those of a strided forward pass are added, tile by tile, so their tiles have the same outputs.
+    """
+    if pass_ == "input_grad":
+        pairs = input_grad_axes(problem)
+    else:
+        rows, columns = map(tap_phases, forward_axes(problem))
+        pairs = list(product(rows, columns))
+    points = ALONE if min(problem.kh, problem.kw) == 1 else POINTS
+    found = []
+    for pair in pairs:
+        together = pairs if pass_ == "forward" else [pair]
+        m_h, m_w = (
+            _outputs([axes[i].taps for axes in together], -(-pair[i].out // pair[i].grids), points) for i in (0, 1)
+        )
+        if m_h is None or m_w is None:
+            return []
+        found.append(_Correlation(*pair, _Form(m_h, pair[0].taps, m_w, pair[1].taps)))
+    return found if sum(c.products for c in found) < sum(c.direct for c in found) else []
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One correlation: how w is packed for it, its geometry, and the elements it needs."""
+    """One correlation, or a sum of them: how w is packed for it, its geometry, and the elements it needs."""
 
-    pack: Array
+    packs: list[Array]
     geometry: Array
     packed: int
-    shared: int
+    transformed: int
 
     @property
     def scratch(self) -> int:
@@ -121,118 +174,115 @@ def _even(size: int, limit: int, multiple: int = 1) -> int:
     return math.ceil(size / math.ceil(size / limit) / multiple) * multiple
 
 
-def _apart(size: int, lanes: int) -> int:
+def _point_pitch(size: int, lanes: int) -> int:
     """Return the distance between points' data, as the kernels have it."""
     return (math.ceil(size / lanes) | 1) * lanes
 
 
-def _step(problem: ConvProblem, rows: Axis, columns: Axis, form: _Form, backward: bool, bias: bool) -> _Step:
+def _form_fields(problem: ConvProblem, form: _Form) -> dict[str, int]:
+    """Return a form as the geometry has it."""
+    return {
+        **transforms(problem.dtype.name, *form.key), "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
+    }  # fmt: skip
+
+
+def _step(problem: ConvProblem, phases: list[_Correlation], backward: bool, bias: bool) -> _Step:
+    """Describe a correlation, or the sum of several phases."""
     mr, nr, lanes = tile_shape(problem.dtype.itemsize)
-    sides = correlation_fields(problem, rows, columns, backward)
-    n, groups, cg, dg = (sides[name] for name in ("n", "groups", "cg", "dg"))
-    tiles_h = math.ceil(math.ceil(rows.out / rows.dilation) / form.m_h)
-    tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.m_w)
-    tiles = n * rows.dilation * columns.dilation * tiles_h * tiles_w
+    sides = [correlation_fields(problem, c.rows, c.columns, backward) for c in phases]
+    grids = [c.grid for c in phases]
+    groups, cg, dg = (sides[0][name] for name in ("groups", "cg", "dg"))
+    tiles = _tiles(sides[0] | grids[0])
+    points, all_points = max(c.form.points for c in phases), sum(c.form.points for c in phases)
     blocks = math.ceil(tiles / SHARED_TILES)
-    shared = blocks > SHARED and form.points * cg * dg <= SHARED_WEIGHTS
-    block_t = _even(tiles, SHARED_TILES if shared else OWN_POINTS // form.points)
+    shared = blocks > SHARED and all_points * cg * dg <= SHARED_WEIGHTS
+    block_t = _even(tiles, SHARED_TILES if shared else OWN_POINTS // points)
     width = nr * lanes
     block_k = min(cg, _even(cg, SHARED_CHANNELS if shared else OWN_CHANNELS, lanes))
     blocks_t = math.ceil(tiles / block_t)
     block_d = _even(dg, max(width, min(BLOCK_CHANNELS, dg * blocks_t * groups // LEAST_TASKS)), width)
     blocks_d = math.ceil((dg - lanes + 1) / block_d)
-    packed = packed_size(groups, dg, rows.taps * columns.taps * cg, lanes)
-    v = form.points * _apart(block_t * (block_k + lanes), lanes)
-    u = 0 if shared else form.points * _apart((block_k + lanes) * width, lanes)
-    m = form.points * _apart(block_t * (block_d + lanes), lanes)
-    geometry = WINOGRAD.record(
-        sides
-        | {
-            "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
-            "shared": shared, "add_bias": bias, "s_u": v, "s_m": v + u,
-            "scratch": arrays.apart(v + u + m, problem.dtype.itemsize),
-            "tasks": groups * blocks_t * blocks_d,
-            "tile": panel_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
-            "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
-        }
-    )  # fmt: skip
-    transformed = groups * math.ceil(dg / width) * form.points * _apart(cg * width, lanes) if shared else 0
-    pack = pack_geometry(problem, rows, columns, backward, width)
-    return _Step(pack, geometry, packed, transformed)
-
-
-def _forms(problem: ConvProblem, pass_: Pass) -> list[tuple[Axis, Axis, _Form | None]]:
-    axes = input_grad_axes(problem) if pass_ == "input_grad" else [forward_axes(problem)]
-    return [
-        (
-            rows,
-            columns,
-            _form(rows.taps, columns.taps, -(-rows.out // rows.dilation), -(-columns.out // columns.dilation)),
-        )
-        for rows, columns in axes
-    ]
+    v = points * _point_pitch(block_t * (block_k + lanes), lanes)
+    u = 0 if shared else points * _point_pitch((block_k + lanes) * width, lanes)
+    m = points * _point_pitch(block_t * (block_d + lanes), lanes)
+    packs: list[Array] = []
+    records: list[Array] = []
+    packed = transformed = 0
+    for correlation, side, grid in zip(phases, sides, grids, strict=True):
+        rows, columns, form = correlation.rows, correlation.columns, correlation.form
+        packs.append(pack_geometry(problem, rows, columns, backward, width, packed))
+        fields = {name: value for name, value in side.items() if name in WINOGRAD.names}
+        records.append(
+            WINOGRAD.record(
+                fields | grid | _form_fields(problem, form) | {
+                    "block_t": block_t, "block_k": block_k, "block_d": block_d, "shared": shared,
+                    "add_bias": bias and not records, "packed_0": packed, "transformed_0": transformed,
+                    "s_u": v, "s_m": v + u, "scratch": arrays.apart(v + u + m, problem.dtype.itemsize),
+                    "tasks": groups * blocks_t * blocks_d, "tile": panel_tile(problem.dtype.name, mr, nr),
+                }
+            )
+        )  # fmt: skip
+        packed += packed_size(groups, dg, rows.taps * columns.taps * cg, lanes)
+        transformed += groups * math.ceil(dg / width) * form.points * _point_pitch(cg * width, lanes) if shared else 0
+    return _Step(packs, np.concatenate(records), packed, transformed)
 
 
 @lru_cache(maxsize=1024)
 def _steps(problem: ConvProblem, pass_: Pass, bias: bool) -> list[_Step]:
-    steps = []
-    for rows, columns, form in _forms(problem, pass_):
-        assert form is not None
-        steps.append(_step(problem, rows, columns, form, pass_ == "input_grad", bias))
-    return steps
-
-
-def _filter_form(problem: ConvProblem) -> _Form | None:
-    """Return the form of the weight gradient: the kernel is what comes out, a tile of dy is the filter."""
-    rows, columns = forward_axes(problem)
-    p, q = -(-rows.out // rows.dilation), -(-columns.out // columns.dilation)
-    form = _form(problem.kh, problem.kw, p, q)
-    return form and _Form(form.r_h, form.m_h, form.r_w, form.m_w)
+    found = _correlations(problem, pass_)
+    if pass_ == "forward":
+        return [_step(problem, found, False, bias)]
+    return [_step(problem, [correlation], True, False) for correlation in found]
 
 
 @lru_cache(maxsize=1024)
-def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[Array, Array]:
+def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[list[Array], Array]:
+    """Describe the products of all phases, each of which makes its own kernel positions, and the sum of the slices.
+
+    The kernel is what comes out, and a tile of dy is the filter: a form's outputs and taps change places.
+    """
     mr, nr, lanes = tile_shape(problem.dtype.itemsize)
-    form = _filter_form(problem)
-    assert form is not None
-    rows, columns = forward_axes(problem)
-    tiles_h = math.ceil(math.ceil(rows.out / rows.dilation) / form.r_h)
-    tiles_w = math.ceil(math.ceil(columns.out / columns.dilation) / form.r_w)
-    tiles = problem.n * rows.dilation * columns.dilation * tiles_h * tiles_w
+    found = _correlations(problem, "weight_grad")
     cg, dg, part = problem.cg, problem.dg, math.prod(problem.w_shape)
     block_k, block_d = min(cg, SUM_CHANNELS), min(dg, SUM_CHANNELS)
     blocks = math.ceil((cg - lanes + 1) / block_k) * math.ceil((dg - lanes + 1) / block_d) * problem.groups
-    slices = max(1, min(SLICES // blocks, tiles // SUM_TILES, PARTS_LIMIT // part))
-    block_t = _even(math.ceil(tiles / slices), SUM_TILES)
-    v, f = (form.points * _apart(block_t * (block + lanes), lanes) for block in (block_k, block_d))
-    m = form.points * _apart((block_k + lanes) * (block_d + lanes), lanes)
-    product = WINOGRAD_WEIGHT_GRAD.record(
-        {
-            "n": problem.n, "groups": problem.groups, "h": problem.h, "w": problem.w, "c": problem.c, "cg": cg,
-            "dg": dg, "dilation_h": rows.dilation, "dilation_w": columns.dilation,
-            "top": rows.before, "left": columns.before, "p": rows.out, "q": columns.out,
-            "tiles_h": tiles_h, "tiles_w": tiles_w, "block_t": block_t, "block_k": block_k, "block_d": block_d,
-            "slices": slices, "part": part, "s_dy": v, "s_m": v + f,
-            "scratch": arrays.apart(v + f + m, problem.dtype.itemsize), "tasks": slices * blocks,
-            "tile": column_tile(problem.dtype.name, mr, nr), **transforms(problem.dtype.name, *form.key),
-            "m_h": form.m_h, "r_h": form.r_h, "m_w": form.m_w, "r_w": form.r_w,
-        }
-    )  # fmt: skip
+    grids = [c.grid for c in found]
+    tiles = [_tiles({"n": problem.n} | grid) for grid in grids]
+    slices = max(1, min(SLICES // blocks, min(tiles) // SUM_TILES, PARTS_LIMIT // part))
+    products = []
+    for correlation, grid, count in zip(found, grids, tiles, strict=True):
+        rows, columns, form = correlation.rows, correlation.columns, correlation.form
+        block_t = _even(math.ceil(count / slices), SUM_TILES)
+        v, f = (form.points * _point_pitch(block_t * (block + lanes), lanes) for block in (block_k, block_d))
+        m = form.points * _point_pitch((block_k + lanes) * (block_d + lanes), lanes)
+        products.append(
+            WINOGRAD_WEIGHT_GRAD.record(
+                grid | _form_fields(problem, _Form(form.r_h, form.m_h, form.r_w, form.m_w)) | {
+                    "n": problem.n, "groups": problem.groups, "h": problem.h, "w": problem.w, "c": problem.c,
+                    "cg": cg, "dg": dg, "top": rows.before, "left": columns.before, "p": rows.out, "q": columns.out,
+                    "block_t": block_t, "block_k": block_k, "block_d": block_d, "slices": slices, "part": part,
+                    "w_0": (rows.first_tap * problem.kw + columns.first_tap) * cg, "w_d": problem.kh * problem.kw * cg,
+                    "w_r": rows.tap_step * problem.kw * cg, "w_q": columns.tap_step * cg,
+                    "s_dy": v, "s_m": v + f, "scratch": arrays.apart(v + f + m, problem.dtype.itemsize),
+                    "tasks": slices * blocks, "tile": column_tile(problem.dtype.name, mr, nr),
+                }
+            )
+        )  # fmt: skip
     total = SUM_PARTS.record(
         {
             "slices": slices, "part": part, "groups": 1, "depth": part // problem.d, "dg": problem.d, "swap": 0,
             "accumulate": accumulate, "tasks": problem.d,
         }
     )  # fmt: skip
-    return product, total
+    return products, total
 
 
 def _tiles(g: Any) -> int:
-    return int(g["n"] * g["dilation_h"] * g["dilation_w"] * g["tiles_h"] * g["tiles_w"])
+    return int(g["n"] * g["grids_h"] * g["grids_w"] * g["tiles_h"] * g["tiles_w"])
 
 
 def _cycles(g: Any, lanes: int, inputs: int, outputs: int, weights: float) -> float:
-    """Return the cycles of a pass: its products, and its transforms, in channels of x and y a tile and in weights."""
+    """Return the cycles of a correlation: its products', and its transforms', of channels a tile and of weights."""
     points = (g["m_h"] + g["r_h"] - 1) * (g["m_w"] + g["r_w"] - 1)
     products = _tiles(g) * g["cg"] * g["dg"] / (2 * EFFICIENCY)
     transforms = TRANSFORM * (_tiles(g) * (inputs + outputs) + weights)
@@ -246,16 +296,16 @@ class Winograd:
     summary = "Winograd's minimal filtering, with transforms over channels and the same micro-kernel"
 
     def supports(self, problem: ConvProblem, pass_: Pass) -> str | None:
-        """Stride 1, which an input gradient's phases have of any; small kernels; a vector of channels in each group."""
+        """Small kernels, with a stride or without, and a vector of channels in each group."""
         lanes = machine.lanes(problem.compute_dtype.itemsize)
         if min(problem.cg, problem.dg) < lanes:
             return f"it needs {lanes} channels in each group, of x and of y"
-        if problem.stride != (1, 1) and pass_ != "input_grad":
-            return "its forward pass and weight gradient need stride 1"
-        forward = pass_ != "weight_grad"
-        forms = [form for *_, form in _forms(problem, pass_)] if forward else [_filter_form(problem)]
-        if not _saves(forms):
-            return f"it saves nothing on {problem.kh}x{problem.kw} kernels and {problem.oh}x{problem.ow} outputs"
+        found = _correlations(problem, pass_)
+        if not found:
+            (sh, sw), kernels = problem.stride, f"{problem.kh}x{problem.kw} kernels"
+            return f"it saves nothing on {kernels} with stride {sh}x{sw} and {problem.oh}x{problem.ow} outputs"
+        if pass_ == "forward" and len(found) > 1 and problem.dg % lanes:
+            return f"its strided forward pass needs a multiple of {lanes} channels of y in each group"
         return None
 
     def workspace(self, problem: ConvProblem, pass_: Pass) -> int:
@@ -263,14 +313,14 @@ class Winograd:
         problem = replace(problem, dtype=problem.compute_dtype)
         if not problem.n:
             return 0
+        workers = machine.workers(problem.flops)
         if pass_ == "weight_grad":
-            product, _ = _weight_grad_steps(problem, False)
-            elements = int(product["scratch"][0]) * machine.workers(problem.flops) + int(
-                product["slices"][0] * product["part"][0]
-            )
+            products, total = _weight_grad_steps(problem, False)
+            elements = int(total["slices"][0] * total["part"][0])
+            elements += workers * max(int(g["scratch"][0]) for g in products)
         else:
             steps = _steps(problem, pass_, True)
-            elements = max(s.packed + s.shared + s.scratch * machine.workers(problem.flops) for s in steps)
+            elements = max(s.packed + s.transformed + s.scratch * workers for s in steps)
         return elements * problem.dtype.itemsize
 
     def cost(self, problem: ConvProblem, pass_: Pass) -> float:
@@ -279,12 +329,12 @@ class Winograd:
         lanes = machine.lanes(problem.dtype.itemsize)
         cg, dg = problem.cg, problem.dg
         if pass_ == "weight_grad":
-            product, _ = _weight_grad_steps(problem, False)
-            return _cycles(product[0], lanes, cg * -(-dg // SUM_CHANNELS), dg * -(-cg // SUM_CHANNELS), 0)
+            inputs, outputs = cg * -(-dg // SUM_CHANNELS), dg * -(-cg // SUM_CHANNELS)
+            products, _ = _weight_grad_steps(problem, False)
+            return sum(_cycles(g[0], lanes, inputs, outputs, 0) for g in products)
         total = 0.0
-        for step in _steps(problem, pass_, False):
-            g = step.geometry[0]
-            weights = g["cg"] * g["dg"] * (1 if step.shared else _tiles(g) / g["block_t"])
+        for g in np.concatenate([step.geometry for step in _steps(problem, pass_, False)]):
+            weights = g["cg"] * g["dg"] * (1 if g["shared"] else _tiles(g) / g["block_t"])
             total += _cycles(g, lanes, g["cg"] * -(-g["dg"] // g["block_d"]), g["dg"], weights)
         return float(total)
 
@@ -310,14 +360,16 @@ class Winograd:
         workers = machine.workers(problem.flops)
         x, w, y = x.reshape(-1), w.reshape(-1), y.reshape(-1)
         packed = arrays.empty((max(s.packed for s in steps),), problem.dtype)
-        transformed = arrays.empty((max(s.shared for s in steps),), problem.dtype)
+        transformed = arrays.empty((max(s.transformed for s in steps),), problem.dtype)
         scratch = arrays.empty((max(s.scratch for s in steps) * workers,), problem.dtype)
         for step in steps:
-            weights = packed
-            pack(nr * lanes, lanes).run(w, packed, geometry=step.pack, workers=workers)
-            if step.shared:
-                weights = transformed
-                winograd_weights(nr * lanes, lanes).run(packed, weights, geometry=step.geometry, workers=workers)
+            weights = transformed if step.transformed else packed
+            for geometry in step.packs:
+                pack(nr * lanes, lanes).run(w, packed, geometry=geometry, workers=workers)
+            if step.transformed:
+                for phase in range(len(step.geometry)):
+                    geometry = step.geometry[phase : phase + 1]
+                    winograd_weights(nr * lanes, lanes).run(packed, transformed, geometry=geometry, workers=workers)
             winograd_correlate(nr * lanes, lanes).run(
                 x, weights, y if b is None else b, y, scratch, geometry=step.geometry, workers=workers
             )
@@ -330,13 +382,15 @@ class Winograd:
             bias_grad(dy.reshape(-1, problem.d), db, accumulate)
         _, nr, lanes = tile_shape(problem.dtype.itemsize)
         workers = machine.workers(problem.flops)
-        product, total = _weight_grad_steps(problem, accumulate)
+        products, total = _weight_grad_steps(problem, accumulate)
         # One slice needs no sum.
-        direct = product["slices"][0] == 1 and not accumulate
-        parts = dw if direct else arrays.empty((int(product["slices"][0] * product["part"][0]),), problem.dtype)
-        scratch = arrays.empty((int(product["scratch"][0]) * workers,), problem.dtype)
-        winograd_weight_grad(nr * lanes, lanes).run(
-            x.reshape(-1), dy.reshape(-1), parts.reshape(-1), scratch, geometry=product, workers=workers
-        )
+        slices, part = int(total["slices"][0]), int(total["part"][0])
+        direct = slices == 1 and not accumulate
+        parts = dw if direct else arrays.empty((slices * part,), problem.dtype)
+        scratch = arrays.empty((max(int(g["scratch"][0]) for g in products) * workers,), problem.dtype)
+        for geometry in products:
+            winograd_weight_grad(nr * lanes, lanes).run(
+                x.reshape(-1), dy.reshape(-1), parts.reshape(-1), scratch, geometry=geometry, workers=workers
+            )
         if not direct:
             sum_parts().run(parts, dw.reshape(-1), geometry=total, workers=workers)
