@@ -37,9 +37,12 @@ from .base import Array
 __all__ = ["Winograd"]
 
 #: Points of a tile's side that keep rounding errors within the bound: where both sides have taps, so that their errors
-#: multiply, and where one side has them alone. Nine points round as much as ten.
+#: multiply, and where the kernel has one row or one column. Nine points round as much as ten.
 POINTS = (3, 4, 5, 6, 7)
 ALONE = (*POINTS, 8, 10)
+#: Outputs of a tile's side that has a single tap, a phase of several: the first that wastes least. They are copied
+#: and multiplied as they are, in fewer and larger tiles.
+SINGLE = (4, 3, 2, 1)
 #: A product costs more by this, times the square of the points of its tile's side: longer transforms, larger errors.
 PRICE = 0.005
 #: Elements of transformed weights up to which they are made once, for all tasks, where more blocks of tiles than this
@@ -81,20 +84,23 @@ class _Form:
         return self.m_h, self.r_h, self.m_w, self.r_w
 
 
-def _outputs(taps: list[int], outputs: int, points: tuple[int, ...]) -> int | None:
-    """Return the outputs of a tile of one axis, for correlations of so many taps that share it; None without a form."""
+def _outputs(taps: list[int], outputs: int, alone: bool) -> int | None:
+    """Return the outputs of a tile of one axis, for correlations of so many taps that share it; None without a form.
+
+    `alone` says that the kernel has one row or one column.
+    """
     most = max(taps)
     if min(taps) == 0:
         return None
     if most == 1:
-        return 1
+        return 1 if alone else min(SINGLE, key=lambda m: math.ceil(outputs / m) * m)
 
     def price(m: int) -> float:
         # A single tap needs no transform.
         sizes = [(m + t - 1) * (1 + PRICE * (m + t - 1) ** 2) if t > 1 else m for t in taps]
         return math.ceil(outputs / m) * sum(sizes)
 
-    return min((size - most + 1 for size in points if size > most), key=price, default=None)
+    return min((size - most + 1 for size in (ALONE if alone else POINTS) if size > most), key=price, default=None)
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,12 @@ def _correlations(problem: ConvProblem, pass_: Pass) -> list[_Correlation]:
     else:
         rows, columns = map(tap_phases, forward_axes(problem))
         pairs = list(product(rows, columns))
-    points = ALONE if min(problem.kh, problem.kw) == 1 else POINTS
+    alone = min(problem.kh, problem.kw) == 1
     found = []
     for pair in pairs:
         together = pairs if pass_ == "forward" else [pair]
         m_h, m_w = (
-            _outputs([axes[i].taps for axes in together], -(-pair[i].out // pair[i].grids), points) for i in (0, 1)
+            _outputs([axes[i].taps for axes in together], -(-pair[i].out // pair[i].grids), alone) for i in (0, 1)
         )
         if m_h is None or m_w is None:
             return []
