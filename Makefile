@@ -19,7 +19,7 @@ help:  ## list the targets
 demo: $(VENV)/with-compare,examples  ## train on handwritten digits, then compare strategies on real layers
 	$(BIN)/python examples/digits.py --out digits.png
 	$(TIMED) $(BIN)/nhwconv compare --workload lenet5 --workload resnet50 --pass weight_grad \
-		--strategies loop,im2col,tensordot --seconds 0.2
+		--strategies loop,winograd,im2col,tensordot --seconds 0.2
 
 test: $(VENV)/with-test  ## run all tests; ARGS goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
