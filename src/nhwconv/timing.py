@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from time import perf_counter
+from time import perf_counter, process_time, sleep
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from . import ops
 from .problem import ConvProblem, Pass
 from .workloads import Data
 
-__all__ = ["LOW", "ROUNDS", "call_twice", "low", "public_call", "time_calls"]
+__all__ = ["LOW", "ROUNDS", "call_twice", "low", "public_call", "settle", "time_calls"]
 
 T = TypeVar("T")
 
@@ -55,7 +55,17 @@ def time_calls(call: Callable[[], Any], seconds: float) -> list[float]:
         start = perf_counter()
         call()
         times.append(perf_counter() - start)
-    return times[1:] or times  # the first finds another strategy's data in cache, and its threads still spinning
+    settle()
+    return times[1:] or times  # the first finds another strategy's data in cache, and its own threads asleep
+
+
+def settle() -> None:
+    """Wait until the threads of this process sleep: BLAS's spin for tens of milliseconds, on others' cores."""
+    for _ in range(50):
+        busy = process_time()
+        sleep(0.005)
+        if process_time() - busy < 0.001:
+            return
 
 
 def low(times: list[float]) -> float:

@@ -20,6 +20,9 @@ __all__ = ["Im2col"]
 
 #: Elements of patches that a block gathers at most: 16 MiB in float32.
 BLOCK = 4 * 2**20
+#: Patches are moved by the calling thread. Numba's threads and BLAS's, taking turns, spin on each other's cores: the
+#: product then waits for the scheduler, several times as long as a second thread saves.
+ONE = 1
 
 
 class Im2col:
@@ -109,14 +112,14 @@ def _blocks(problem: ConvProblem, pass_: Pass) -> list[Strip]:
 
 def _gather(problem: ConvProblem, x: Array, g: int) -> Array:
     patches = arrays.empty((_pixels(problem), _depth(problem)), problem.dtype)
-    geometry, workers = _geometry(problem, g, problem.n * problem.oh), machine.workers(problem.flops)
-    im2col().run(x.reshape(-1), patches.reshape(-1), geometry=geometry, workers=workers)
+    geometry = _geometry(problem, g, problem.n * problem.oh)
+    im2col().run(x.reshape(-1), patches.reshape(-1), geometry=geometry, workers=ONE)
     return patches
 
 
 def _scatter(problem: ConvProblem, patches: Array, dx: Array, g: int) -> None:
-    geometry, workers = _geometry(problem, g, problem.n * problem.h), machine.workers(problem.flops)
-    col2im().run(patches.reshape(-1), dx.reshape(-1), geometry=geometry, workers=workers)
+    geometry = _geometry(problem, g, problem.n * problem.h)
+    col2im().run(patches.reshape(-1), dx.reshape(-1), geometry=geometry, workers=ONE)
 
 
 def _geometry(problem: ConvProblem, g: int, tasks: int) -> Array:
