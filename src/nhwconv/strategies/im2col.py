@@ -22,7 +22,7 @@ __all__ = ["Im2col"]
 BLOCK = 4 * 2**20
 #: Patches are moved by the calling thread. Numba's threads and BLAS's, taking turns, spin on each other's cores: the
 #: product then waits for the scheduler, several times as long as a second thread saves.
-ONE = 1
+WORKERS = 1
 
 
 class Im2col:
@@ -113,13 +113,13 @@ def _blocks(problem: ConvProblem, pass_: Pass) -> list[Strip]:
 def _gather(problem: ConvProblem, x: Array, g: int) -> Array:
     patches = arrays.empty((_pixels(problem), _depth(problem)), problem.dtype)
     geometry = _geometry(problem, g, problem.n * problem.oh)
-    im2col().run(x.reshape(-1), patches.reshape(-1), geometry=geometry, workers=ONE)
+    im2col().run(x.reshape(-1), patches.reshape(-1), geometry=geometry, workers=WORKERS)
     return patches
 
 
 def _scatter(problem: ConvProblem, patches: Array, dx: Array, g: int) -> None:
     geometry = _geometry(problem, g, problem.n * problem.h)
-    col2im().run(patches.reshape(-1), dx.reshape(-1), geometry=geometry, workers=ONE)
+    col2im().run(patches.reshape(-1), dx.reshape(-1), geometry=geometry, workers=WORKERS)
 
 
 def _geometry(problem: ConvProblem, g: int, tasks: int) -> Array:

@@ -59,6 +59,8 @@ LEAST_TASKS = 8
 #: The part of the peak at which the micro-kernel runs, and the cycles in which a transform makes a vector.
 EFFICIENCY = 0.75
 TRANSFORM = 4
+#: Cycles of a register tile beside its sum, which is short where tiles are few.
+TILE_CYCLES = 80
 #: weight_grad: tiles and channels of one block, slices, and elements of all slices' parts.
 SUM_TILES = 56
 SUM_CHANNELS = 64
@@ -335,9 +337,14 @@ class Winograd:
         lanes = machine.lanes(problem.dtype.itemsize)
         cg, dg = problem.cg, problem.dg
         if pass_ == "weight_grad":
+            mr, nr, _ = tile_shape(problem.dtype.itemsize)
             inputs, outputs = cg * -(-dg // SUM_CHANNELS), dg * -(-cg // SUM_CHANNELS)
-            products, _ = _weight_grad_steps(problem, False)
-            return sum(_cycles(g[0], lanes, inputs, outputs, 0) for g in products)
+            total = 0.0
+            for (g,) in _weight_grad_steps(problem, False)[0]:
+                # Register tiles are started for each block of tiles, and their sums transformed for each slice.
+                starts = _tiles(g) / g["block_t"] * TILE_CYCLES / (mr * nr * TRANSFORM)
+                total += _cycles(g, lanes, inputs, outputs, cg * dg * (starts + g["slices"]))
+            return total
         total = 0.0
         for g in np.concatenate([step.geometry for step in _steps(problem, pass_, False)]):
             weights = g["cg"] * g["dg"] * (1 if g["shared"] else _tiles(g) / g["block_t"])
