@@ -25,6 +25,7 @@ from cases import (
     typical,
 )
 from nhwconv import arrays, machine
+from nhwconv.kernels import jit
 from nhwconv.strategies import AUTO, REGISTRY, depthwise, loop
 from tolerance import DIRECT, assert_close
 
@@ -264,3 +265,28 @@ def test_workspace_is_bounded():
                 plan = nc.plan(pass_, case.x_shape, case.w_shape, **case.options, strategy=name)
                 weights = 4 * np.prod(case.w_shape)
                 assert plan.workspace <= max(64 * 2**20, plan.problem.bytes // 10) + 2 * weights, (name, pass_, case)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("strategy", ["loop", "winograd"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(n=1, h=28, w=28, c=128, d=128, padding=PAD1),
+        Case(n=8, h=14, w=14, c=64, d=64, padding=PAD1),
+        Case(n=8, h=28, w=28, c=64, d=64, kh=5, kw=5, stride=(2, 2), padding=((2, 2), (2, 2))),
+    ],
+    ids=str,
+)
+def test_layers_of_few_tiles_have_tasks_for_several_threads(case, strategy, pass_, monkeypatch):
+    """One image, or small ones: none of its kernels is a single task."""
+    tasks = []
+
+    def record(kernel, *arguments, geometry, workers):
+        if "pack" not in kernel.py_func.__name__:
+            tasks.append(int(geometry["tasks"][0]))
+
+    monkeypatch.setattr(jit.Kernel, "run", record)
+    run(case, data_of(case, np.float32), pass_, strategy)
+    assert tasks
+    assert min(tasks) >= 4

@@ -59,13 +59,16 @@ LEAST_TASKS = 8
 #: The part of the peak at which the micro-kernel runs, and the cycles in which a transform makes a vector.
 EFFICIENCY = 0.75
 TRANSFORM = 4
-#: Cycles of a register tile beside its sum, which is short where tiles are few.
-TILE_CYCLES = 80
+#: The cycles in which a register tile fetches and stores a vector of its sums, which matters where these are short.
+CONTINUE = 1
 #: weight_grad: tiles and channels of one block, slices, and elements of all slices' parts.
 SUM_TILES = 56
 SUM_CHANNELS = 64
 SLICES = 16
 PARTS_LIMIT = 4 * 2**20
+#: weight_grad: where there would be fewer tasks than this, slices are shorter, down to so many tiles.
+SUM_TASKS = 4
+LEAST_TILES = 14
 
 
 @dataclass(frozen=True)
@@ -256,7 +259,8 @@ def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[list[Arr
     blocks = math.ceil((cg - lanes + 1) / block_k) * math.ceil((dg - lanes + 1) / block_d) * problem.groups
     grids = [c.grid for c in found]
     tiles = [_tiles({"n": problem.n} | grid) for grid in grids]
-    slices = max(1, min(SLICES // blocks, min(tiles) // SUM_TILES, PARTS_LIMIT // part))
+    few = min(math.ceil(SUM_TASKS / blocks), min(tiles) // LEAST_TILES)
+    slices = max(1, min(SLICES // blocks, max(few, min(tiles) // SUM_TILES), PARTS_LIMIT // part))
     products = []
     for correlation, grid, count in zip(found, grids, tiles, strict=True):
         rows, columns, form = correlation.rows, correlation.columns, correlation.form
@@ -337,13 +341,12 @@ class Winograd:
         lanes = machine.lanes(problem.dtype.itemsize)
         cg, dg = problem.cg, problem.dg
         if pass_ == "weight_grad":
-            mr, nr, _ = tile_shape(problem.dtype.itemsize)
             inputs, outputs = cg * -(-dg // SUM_CHANNELS), dg * -(-cg // SUM_CHANNELS)
             total = 0.0
             for (g,) in _weight_grad_steps(problem, False)[0]:
-                # Register tiles are started for each block of tiles, and their sums transformed for each slice.
-                starts = _tiles(g) / g["block_t"] * TILE_CYCLES / (mr * nr * TRANSFORM)
-                total += _cycles(g, lanes, inputs, outputs, cg * dg * (starts + g["slices"]))
+                # Sums are continued from block to block of tiles, and transformed in each slice.
+                continued = _tiles(g) / g["block_t"] * CONTINUE / TRANSFORM
+                total += _cycles(g, lanes, inputs, outputs, cg * dg * (continued + g["slices"]))
             return total
         total = 0.0
         for g in np.concatenate([step.geometry for step in _steps(problem, pass_, False)]):
