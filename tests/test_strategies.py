@@ -290,3 +290,22 @@ def test_layers_of_few_tiles_have_tasks_for_several_threads(case, strategy, pass
     run(case, data_of(case, np.float32), pass_, strategy)
     assert tasks
     assert min(tasks) >= 4
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_of_channels_change_no_bit(dtype, monkeypatch):
+    """Winograd's weight gradient cuts channels finer for more threads; slices, whose sums are added, stay the same."""
+    case = Case(n=3, h=26, w=22, c=150, d=130, padding=PAD1)
+    results, tasks, launch = [], [], jit.Kernel.run
+
+    def record(kernel, *arguments, geometry, workers):
+        if kernel.py_func.__name__ == "winograd_weight_grad":
+            tasks.append(int(geometry["tasks"][0]))
+        launch(kernel, *arguments, geometry=geometry, workers=workers)
+
+    monkeypatch.setattr(jit.Kernel, "run", record)
+    for workers in (1, 40):
+        monkeypatch.setattr(machine, "workers", lambda flops, count=workers: count)
+        results.append(run(case, data_of(case, dtype), "weight_grad", "winograd").tobytes())
+    assert tasks[0] < tasks[1]
+    assert results[0] == results[1]

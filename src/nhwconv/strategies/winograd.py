@@ -61,14 +61,18 @@ EFFICIENCY = 0.75
 TRANSFORM = 4
 #: The cycles in which a register tile fetches and stores a vector of its sums, which matters where these are short.
 CONTINUE = 1
-#: weight_grad: tiles and channels of one block, slices, and elements of all slices' parts.
+#: weight_grad: tiles of a block, and bytes of its channels in one pixel; slices, and elements of all their parts.
 SUM_TILES = 56
-SUM_CHANNELS = 64
-SLICES = 16
+SUM_BYTES = 512
+SLICES = 4
 PARTS_LIMIT = 4 * 2**20
 #: weight_grad: where there would be fewer tasks than this, slices are shorter, down to so many tiles.
 SUM_TASKS = 4
 LEAST_TILES = 14
+#: weight_grad: most bytes of all workers' scratch; where they would be more, or tasks fewer than two a worker, blocks
+#: have fewer channels, down to so many. That changes no bit: a sum is the same in any block.
+SCRATCH_LIMIT = 32 * 2**20
+LEAST_CHANNELS = 32
 
 
 @dataclass(frozen=True)
@@ -246,37 +250,59 @@ def _steps(problem: ConvProblem, pass_: Pass, bias: bool) -> list[_Step]:
     return [_step(problem, [correlation], True, False) for correlation in found]
 
 
+def _sum_blocks(problem: ConvProblem, channels: int) -> int:
+    """Return the blocks of so many channels of x and of y."""
+    lanes = machine.lanes(problem.dtype.itemsize)
+    cg, dg = ((size - lanes + 1) / min(size, channels) for size in (problem.cg, problem.dg))
+    return math.ceil(cg) * math.ceil(dg) * problem.groups
+
+
+def _sum_scratch(problem: ConvProblem, form: _Form, channels: int, block_t: int) -> dict[str, int]:
+    """Return where a worker keeps transformed dy and the sums, behind transformed x, and all that it takes."""
+    lanes = machine.lanes(problem.dtype.itemsize)
+    block_k, block_d = min(problem.cg, channels), min(problem.dg, channels)
+    v, f = (form.points * _point_pitch(block_t * (block + lanes), lanes) for block in (block_k, block_d))
+    m = form.points * _point_pitch((block_k + lanes) * (block_d + lanes), lanes)
+    scratch = arrays.apart(v + f + m, problem.dtype.itemsize)
+    return {"block_t": block_t, "block_k": block_k, "block_d": block_d, "s_dy": v, "s_m": v + f, "scratch": scratch}
+
+
 @lru_cache(maxsize=1024)
-def _weight_grad_steps(problem: ConvProblem, accumulate: bool) -> tuple[list[Array], Array]:
+def _weight_grad_steps(problem: ConvProblem, accumulate: bool, workers: int) -> tuple[list[Array], Array]:
     """Describe the products of all phases, each of which makes its own kernel positions, and the sum of the slices.
 
     The kernel is what comes out, and a tile of dy is the filter: a form's outputs and taps change places.
     """
-    mr, nr, lanes = tile_shape(problem.dtype.itemsize)
+    mr, nr, _ = tile_shape(problem.dtype.itemsize)
     found = _correlations(problem, "weight_grad")
     cg, dg, part = problem.cg, problem.dg, math.prod(problem.w_shape)
-    block_k, block_d = min(cg, SUM_CHANNELS), min(dg, SUM_CHANNELS)
-    blocks = math.ceil((cg - lanes + 1) / block_k) * math.ceil((dg - lanes + 1) / block_d) * problem.groups
+    channels, limit = SUM_BYTES // problem.dtype.itemsize, SCRATCH_LIMIT // problem.dtype.itemsize
+    blocks = _sum_blocks(problem, channels)
     grids = [c.grid for c in found]
     tiles = [_tiles({"n": problem.n} | grid) for grid in grids]
-    few = min(math.ceil(SUM_TASKS / blocks), min(tiles) // LEAST_TILES)
+    few = min(math.ceil(SUM_TASKS / _sum_blocks(problem, channels // 2)), min(tiles) // LEAST_TILES)
     slices = max(1, min(SLICES // blocks, max(few, min(tiles) // SUM_TILES), PARTS_LIMIT // part))
+    blocks_t = [_even(math.ceil(count / slices), SUM_TILES) for count in tiles]
+
+    def scratch() -> list[dict[str, int]]:
+        return [_sum_scratch(problem, c.form, channels, block) for c, block in zip(found, blocks_t, strict=True)]
+
+    while channels > LEAST_CHANNELS and (
+        slices * _sum_blocks(problem, channels) < 2 * workers or workers * max(s["scratch"] for s in scratch()) > limit
+    ):
+        channels //= 2
     products = []
-    for correlation, grid, count in zip(found, grids, tiles, strict=True):
+    for correlation, grid, sizes in zip(found, grids, scratch(), strict=True):
         rows, columns, form = correlation.rows, correlation.columns, correlation.form
-        block_t = _even(math.ceil(count / slices), SUM_TILES)
-        v, f = (form.points * _point_pitch(block_t * (block + lanes), lanes) for block in (block_k, block_d))
-        m = form.points * _point_pitch((block_k + lanes) * (block_d + lanes), lanes)
         products.append(
             WINOGRAD_WEIGHT_GRAD.record(
-                grid | _form_fields(problem, _Form(form.r_h, form.m_h, form.r_w, form.m_w)) | {
+                grid | sizes | _form_fields(problem, _Form(form.r_h, form.m_h, form.r_w, form.m_w)) | {
                     "n": problem.n, "groups": problem.groups, "h": problem.h, "w": problem.w, "c": problem.c,
                     "cg": cg, "dg": dg, "top": rows.before, "left": columns.before, "p": rows.out, "q": columns.out,
-                    "block_t": block_t, "block_k": block_k, "block_d": block_d, "slices": slices, "part": part,
+                    "slices": slices, "part": part,
                     "w_0": (rows.first_tap * problem.kw + columns.first_tap) * cg, "w_d": problem.kh * problem.kw * cg,
                     "w_r": rows.tap_step * problem.kw * cg, "w_q": columns.tap_step * cg,
-                    "s_dy": v, "s_m": v + f, "scratch": arrays.apart(v + f + m, problem.dtype.itemsize),
-                    "tasks": slices * blocks, "tile": column_tile(problem.dtype.name, mr, nr),
+                    "tasks": slices * _sum_blocks(problem, channels), "tile": column_tile(problem.dtype.name, mr, nr),
                 }
             )
         )  # fmt: skip
@@ -327,7 +353,7 @@ class Winograd:
             return 0
         workers = machine.workers(problem.flops)
         if pass_ == "weight_grad":
-            products, total = _weight_grad_steps(problem, False)
+            products, total = _weight_grad_steps(problem, False, workers)
             elements = int(total["slices"][0] * total["part"][0])
             elements += workers * max(int(g["scratch"][0]) for g in products)
         else:
@@ -341,9 +367,10 @@ class Winograd:
         lanes = machine.lanes(problem.dtype.itemsize)
         cg, dg = problem.cg, problem.dg
         if pass_ == "weight_grad":
-            inputs, outputs = cg * -(-dg // SUM_CHANNELS), dg * -(-cg // SUM_CHANNELS)
+            block = SUM_BYTES // problem.dtype.itemsize
+            inputs, outputs = cg * -(-dg // block), dg * -(-cg // block)
             total = 0.0
-            for (g,) in _weight_grad_steps(problem, False)[0]:
+            for (g,) in _weight_grad_steps(problem, False, 1)[0]:
                 # Sums are continued from block to block of tiles, and transformed in each slice.
                 continued = _tiles(g) / g["block_t"] * CONTINUE / TRANSFORM
                 total += _cycles(g, lanes, inputs, outputs, cg * dg * (continued + g["slices"]))
@@ -398,7 +425,7 @@ class Winograd:
             bias_grad(dy.reshape(-1, problem.d), db, accumulate)
         _, nr, lanes = tile_shape(problem.dtype.itemsize)
         workers = machine.workers(problem.flops)
-        products, total = _weight_grad_steps(problem, accumulate)
+        products, total = _weight_grad_steps(problem, accumulate, workers)
         # One slice needs no sum.
         slices, part = int(total["slices"][0]), int(total["part"][0])
         direct = slices == 1 and not accumulate
