@@ -7,7 +7,7 @@ runs where a parallel launch could not survive or would not pay:
 - while another thread is inside a kernel under the workqueue layer, which aborts on concurrent entry;
 - for tiny problems.
 
-Both forms give the same bits: no `fastmath`, multiply-adds fused explicitly, and work cut by the problem alone.
+Both forms give the same bits: no `fastmath`, multiply-adds fused explicitly, and sums cut by the problem alone.
 
 Numba's own file cache is not used (one index file for all kernels of a factory, and a race on it). Here every
 compiled kernel is a file of its own, named by what it depends on, checksummed and replaced atomically.

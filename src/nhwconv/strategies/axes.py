@@ -32,6 +32,11 @@ class Axis:
         return self.dilation // self.stride
 
     @property
+    def outputs(self) -> int:
+        """The outputs of the largest of these grids."""
+        return math.ceil(self.out / self.grids)
+
+    @property
     def plain(self) -> bool:
         """Whether outputs and pixels are the same positions, read as they are."""
         return (self.out, self.stride, self.step, self.before) == (self.size, 1, 1, 0)

@@ -123,8 +123,7 @@ class _Correlation:
     @property
     def tiles(self) -> tuple[int, int]:
         """The tiles of one grid of one image, down and across."""
-        p, q = -(-self.rows.out // self.rows.grids), -(-self.columns.out // self.columns.grids)
-        return math.ceil(p / self.form.m_h), math.ceil(q / self.form.m_w)
+        return math.ceil(self.rows.outputs / self.form.m_h), math.ceil(self.columns.outputs / self.form.m_w)
 
     @property
     def grid(self) -> dict[str, int]:
@@ -161,9 +160,7 @@ def _correlations(problem: ConvProblem, pass_: Pass) -> list[_Correlation]:
     found = []
     for pair in pairs:
         together = pairs if pass_ == "forward" else [pair]
-        m_h, m_w = (
-            _outputs([axes[i].taps for axes in together], -(-pair[i].out // pair[i].grids), alone) for i in (0, 1)
-        )
+        m_h, m_w = (_outputs([axes[i].taps for axes in together], pair[i].outputs, alone) for i in (0, 1))
         if m_h is None or m_w is None:
             return []
         found.append(_Correlation(*pair, _Form(m_h, pair[0].taps, m_w, pair[1].taps)))
