@@ -32,12 +32,12 @@ from typing import Any
 
 import numba
 
-from . import machine
 from ._version import __version__
 from .checks import fail
-from .files import keep as keep_file
-from .kernels.jit import cache_folder
 from .problem import ConvProblem, Pass
+from .runtime import machine
+from .runtime.files import keep as keep_file
+from .runtime.store import cache_folder
 from .strategies import AUTO
 
 __all__ = ["VARIABLE", "check_folder", "clear", "count", "folder", "forget", "keep", "lookup", "mode"]
@@ -49,11 +49,11 @@ MODES = ("off", "read", "write")
 _tuned: dict[tuple[Pass, ConvProblem], str] = {}
 
 
-def mode(function: str) -> str:
+def mode() -> str:
     """Return "off", "read" or "write": what NHWCONV_TUNING says may happen on disk."""
     value = os.environ.get(VARIABLE) or "write"
     if value not in MODES:
-        fail(function, f'{VARIABLE} is "{value}", expected one of {", ".join(MODES)}')
+        fail(f'{VARIABLE} is "{value}", expected one of {", ".join(MODES)}')
     return value
 
 
@@ -62,17 +62,17 @@ def folder() -> Path:
     return cache_folder().parent / "tuning"
 
 
-def lookup(function: str, pass_: Pass, problem: ConvProblem) -> str | None:
+def lookup(pass_: Pass, problem: ConvProblem) -> str | None:
     """Return the name of the strategy that was measured to be the fastest on this machine, None where none was."""
-    on_disk = mode(function) != "off"
+    on_disk = mode() != "off"
     tuned = _tuned.get((pass_, problem))
     return _read(folder(), pass_, problem) if tuned is None and on_disk else tuned
 
 
-def keep(function: str, pass_: Pass, problem: ConvProblem, strategy: str, seconds: dict[str, float]) -> None:
+def keep(pass_: Pass, problem: ConvProblem, strategy: str, seconds: dict[str, float]) -> None:
     """Remember a choice, and what each candidate took; on disk too where NHWCONV_TUNING lets it."""
     _tuned[pass_, problem] = strategy
-    if mode(function) == "write":
+    if mode() == "write":
         _write(_key(pass_, problem), strategy, seconds)
 
 

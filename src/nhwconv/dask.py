@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from dask.delayed import Delayed, delayed
 
-from . import checks, machine, ops
+from . import checks, ops
 from .checks import no_samples, stand_in
-from .ops import Gradients, Padding, Size, Strategy
+from .ops import Gradients, Padding, Size, StrategyName
+from .runtime import machine
 
 __all__ = ["conv2d", "conv2d_backward"]
 
@@ -34,7 +35,7 @@ def conv2d(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
 ) -> da.Array:
     """Convolve a batch of NHWC images with D kernels and add a bias, block by block.
 
@@ -67,12 +68,11 @@ def conv2d(
     >>> y.shape, y.numblocks
     ((64, 26, 26, 16), (4, 1, 1, 1))
     """
-    me = "conv2d"
     options: dict[str, Any] = {
         "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy,
     }  # fmt: skip
-    w, b = _whole(me, "w", w), None if b is None else _whole(me, "b", b)
-    _check_chunks(me, "x", x)
+    w, b = _whole("w", w), None if b is None else _whole("b", b)
+    _check_chunks("x", x)
     y = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options)
     return _map(ops.conv2d, x, shape=y.shape[1:], dtype=y.dtype, whole=(w,) if b is None else (w, b), **options)
 
@@ -87,7 +87,7 @@ def conv2d_backward(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
 ) -> Gradients:
     """Return the gradients of a convolution's input, weights and bias, as Dask arrays that are not computed yet.
 
@@ -127,16 +127,15 @@ def conv2d_backward(
     >>> float(db.sum().compute()) == dy.size
     True
     """
-    me = "conv2d_backward"
     options: dict[str, Any] = {
         "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy,
     }  # fmt: skip
-    w, needs = _whole(me, "w", w), (needs,) if isinstance(needs, str) else tuple(needs)
-    _check_chunks(me, "x", x)
-    _check_array(me, "dy", dy)
+    w, needs = _whole("w", w), (needs,) if isinstance(needs, str) else tuple(needs)
+    _check_chunks("x", x)
+    _check_array("dy", dy)
     checked = ops.conv2d_backward(no_samples(x), stand_in(w), no_samples(dy), needs=needs, **options)
     if dy.shape[0] != x.shape[0]:
-        checks.fail(me, f"dy has {dy.shape[0]} samples, but x has {x.shape[0]}")
+        checks.fail(f"dy has {dy.shape[0]} samples, but x has {x.shape[0]}")
     dy = dy.rechunk((x.chunks[0], -1, -1, -1))
     dx = dw = db = None
     if checked.dx is not None:
@@ -153,26 +152,25 @@ def conv2d_backward(
 # --------------------------------------------------------------------------------------------- arguments
 
 
-def _check_array(me: str, name: str, array: Any) -> None:
+def _check_array(name: str, array: Any) -> None:
     if not isinstance(array, da.Array):
-        checks.fail(me, f"{name} is of type {type(array).__name__}, expected a dask.array.Array", TypeError)
+        checks.fail(f"{name} is of type {type(array).__name__}, expected a dask.array.Array", TypeError)
     if array.ndim != 4:
-        checks.fail(me, f"{name} has shape {array.shape}, expected four axes, samples first")
+        checks.fail(f"{name} has shape {array.shape}, expected four axes, samples first")
 
 
-def _check_chunks(me: str, name: str, array: Any) -> None:
-    _check_array(me, name, array)
+def _check_chunks(name: str, array: Any) -> None:
+    _check_array(name, array)
     if array.numblocks[1:] != (1, 1, 1):
         checks.fail(
-            me,
             f"{name} has {array.numblocks} blocks, expected all of them along the first axis; "
             f"use {name}.rechunk(('auto', -1, -1, -1))",
         )
 
 
-def _whole(me: str, name: str, value: Any) -> Any:
+def _whole(name: str, value: Any) -> Any:
     """Return weights or a bias as an array of either kind, in one piece."""
-    return value.rechunk(-1) if isinstance(value, da.Array) else checks.as_input(me, name, value)
+    return value.rechunk(-1) if isinstance(value, da.Array) else checks.as_input(name, value)
 
 
 # ------------------------------------------------------------------------------------------------ graphs

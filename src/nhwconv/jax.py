@@ -22,7 +22,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from . import ops
 from .checks import no_samples, stand_in
-from .ops import Padding, Size, Strategy
+from .ops import Padding, Size, StrategyName
 
 __all__ = ["conv2d"]
 
@@ -48,7 +48,7 @@ def conv2d(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
 ) -> jax.Array:
     """Convolve a batch of NHWC images with D kernels and add a bias, as a JAX operation with a gradient.
 

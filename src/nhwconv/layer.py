@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import checks, ops, planning
-from .ops import Padding, Size, Strategy
+from .ops import Padding, Size, StrategyName
 
 __all__ = ["Conv2D"]
 
@@ -69,28 +69,25 @@ class Conv2D:
         padding: Padding = 0,
         dilation: Size = 1,
         groups: int = 1,
-        strategy: Strategy = "auto",
+        strategy: StrategyName = "auto",
         bias: bool = True,
         dtype: npt.DTypeLike = np.float32,
         rng: np.random.Generator | int | None = None,
         needs_input_grad: bool = True,
     ) -> None:
-        me = "Conv2D"
-        self.in_channels = checks.integer(me, "in_channels", in_channels, 1)
-        self.out_channels = checks.integer(me, "out_channels", out_channels, 1)
-        self.kernel_size = checks.pair(me, "kernel_size", kernel_size, 1)
-        form = checks.geometry(me, stride, padding, dilation, groups)
-        for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
-            if channels % form.groups:
-                checks.fail(me, f"{name} is {channels}, which {form.groups} groups do not divide")
-        planning.strategy_names(me, strategy)
-        self.options: dict[str, Any] = {
-            "stride": form.stride, "padding": form.padding, "dilation": form.dilation, "groups": form.groups,
-            "strategy": strategy,
-        }  # fmt: skip
+        with checks.words_of("Conv2D"):
+            self.in_channels = checks.integer("in_channels", in_channels, 1)
+            self.out_channels = checks.integer("out_channels", out_channels, 1)
+            self.kernel_size = checks.pair("kernel_size", kernel_size, 1)
+            options = checks.Options.of(stride, padding, dilation, groups)
+            for name, channels in (("in_channels", self.in_channels), ("out_channels", self.out_channels)):
+                if channels % options.groups:
+                    checks.fail(f"{name} is {channels}, which {options.groups} groups do not divide")
+            planning.strategy_names(strategy)
+            dtype = checks.as_dtype(dtype)
+        self.options: dict[str, Any] = {**vars(options), "strategy": strategy}
         self.needs_input_grad = needs_input_grad
-        dtype = checks.as_dtype(me, dtype)
-        shape = (self.out_channels, *self.kernel_size, self.in_channels // form.groups)
+        shape = (self.out_channels, *self.kernel_size, self.in_channels // options.groups)
         deviation = np.sqrt(2 / np.prod(shape[1:]))
         self.W: Array = (np.random.default_rng(rng).standard_normal(shape) * deviation).astype(dtype)
         self.b: Array | None = np.zeros(self.out_channels, dtype) if bias else None
@@ -113,7 +110,7 @@ class Conv2D:
             Where `forward` has not run.
         """
         if self._x is None:
-            checks.fail("Conv2D.backward", "call forward first", RuntimeError)
+            raise RuntimeError("Conv2D.backward: call forward first")
         needs = ["dw"] + ["db"] * (self.b is not None) + ["dx"] * self.needs_input_grad
         gradients = ops.conv2d_backward(self._x, self.W, eta, needs=needs, **self.options)
         self.gradW, self.gradb = gradients.dw, gradients.db

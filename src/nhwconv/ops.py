@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
-from . import arrays, bias, checks, planning, storage
-from .planning import Plan
+from . import checks, planning
+from .checks import Options, words_of
+from .planning import Backward, Form, Plan
 from .problem import PASSES, Pass
+from .runtime import arrays
 from .strategies import REGISTRY
 
 __all__ = [
@@ -28,7 +30,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 Size = int | tuple[int, int]
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
-Strategy = str | tuple[str, ...]
+StrategyName = str | tuple[str, ...]
 
 
 class Gradients(NamedTuple):
@@ -58,7 +60,7 @@ def conv2d(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
     out: Array | None = None,
 ) -> Array:
     """Convolve a batch of NHWC images with D kernels and add a bias.
@@ -116,24 +118,20 @@ def conv2d(
     >>> float(nc.conv2d(x, w)[0, 0, 0, 0])
     27.0
     """
-    me = "conv2d"
-    x, w = checks.as_input(me, "x", x), checks.as_input(me, "w", w)
-    b = None if b is None else checks.as_bias(me, b, w)
-    inputs = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
-    dtype = checks.common_dtype(me, **inputs)
-    plan = _cached(_forward_plan, me, x.shape, w.shape, dtype, stride, padding, dilation, groups, strategy=strategy)
-    problem = plan.problem
-    if b is not None:
-        checks.check_bias(me, b, problem, w.ndim)
-    y = _result(me, "out", out, checks.output_shape(problem, x.ndim, w.ndim), dtype, inputs)
-    if problem.n:
-        storage.forward(
-            plan,
-            checks.prepare(x, dtype, problem.x_shape),
-            checks.prepare(w, dtype, problem.w_shape),
-            None if b is None else checks.prepare(b, dtype, (problem.d,)),
-            y.reshape(problem.y_shape),
-        )
+    found = _known("forward", x, w, b, stride, padding, dilation, groups, strategy)
+    if found is not None and out is None:
+        return found(x, w, b)
+    with words_of("conv2d"):
+        x, w = checks.as_input("x", x), checks.as_input("w", w)
+        b = None if b is None else checks.as_bias(b, w)
+        inputs = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
+        dtype = checks.common_dtype(**inputs)
+        plan = _plan("forward", x.shape, w.shape, dtype, Options.of(stride, padding, dilation, groups), strategy)
+        if b is not None:
+            checks.check_bias(b, plan.problem, w.ndim)
+        y = _result("out", out, plan.form.y, dtype, inputs)
+        ready = [checks.prepare(array, dtype, array.shape) for array in inputs.values()]
+    plan.run(ready[0], ready[1], ready[2] if b is not None else None, y)
     return y
 
 
@@ -146,7 +144,7 @@ def conv2d_weight_grad(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
     out: Array | None = None,
     accumulate: bool = False,
 ) -> Array:
@@ -190,17 +188,17 @@ def conv2d_weight_grad(
     >>> nc.conv2d_weight_grad(x, dy).shape
     (16, 3, 3, 3)
     """
-    me = "conv2d_weight_grad"
-    x, dy = checks.as_input(me, "x", x), checks.as_input(me, "dy", dy)
-    _check_accumulate(me, accumulate, out)
-    dtype = checks.common_dtype(me, x=x, dy=dy)
-    out_shape = out.shape if isinstance(out, np.ndarray) else None
-    plan, shape = _cached(
-        _weight_grad_plan, me, x.shape, dy.shape, dtype, stride, padding, dilation, groups, kernel_size, out_shape,
-        strategy=strategy,
-    )  # fmt: skip
-    dw = _result(me, "out", out, shape, dtype, {"x": x, "dy": dy})
-    _run_weight_grad(plan, x, dy, dw, accumulate)
+    with words_of("conv2d_weight_grad"):
+        x, dy = checks.as_input("x", x), checks.as_input("dy", dy)
+        checks.check_accumulate(accumulate, out)
+        dtype = checks.common_dtype(x=x, dy=dy)
+        out_shape = out.shape if isinstance(out, np.ndarray) else None
+        options = Options.of(stride, padding, dilation, groups)
+        sizes = checks.kernel_size_key(kernel_size, out_shape)
+        plan = _remembered(_weight_grad_plan, x.shape, dy.shape, dtype, options, sizes, strategy)
+        dw = _result("out", out, plan.form.w, dtype, {"x": x, "dy": dy})
+        x, dy = checks.prepare(x, dtype, x.shape), checks.prepare(dy, dtype, dy.shape)
+    plan.run(x, dy, None, dw, bool(accumulate))
     return dw
 
 
@@ -234,14 +232,19 @@ def conv2d_bias_grad(dy: npt.ArrayLike, *, out: Array | None = None, accumulate:
     >>> nc.conv2d_bias_grad(np.ones((2, 5, 5, 3)))
     array([50., 50., 50.])
     """
-    me = "conv2d_bias_grad"
-    dy = checks.as_input(me, "dy", dy)
-    if dy.ndim not in (2, 3, 4):
-        checks.fail(me, f"dy has shape {dy.shape}, expected (N, OH, OW, D), (OH, OW, D) or (OH, OW)")
-    _check_accumulate(me, accumulate, out)
-    dtype = checks.common_dtype(me, dy=dy)
-    db = _result(me, "out", out, dy.shape[-1:] if dy.ndim > 2 else (), dtype, {"dy": dy})
-    _run_bias_grad(dy, db, accumulate)
+    with words_of("conv2d_bias_grad"):
+        dy = checks.as_input("dy", dy)
+        if dy.ndim not in (2, 3, 4):
+            checks.fail(f"dy has shape {dy.shape}, expected (N, OH, OW, D), (OH, OW, D) or (OH, OW)")
+        checks.check_accumulate(accumulate, out)
+        dtype = checks.common_dtype(dy=dy)
+        db = _result("out", out, dy.shape[-1:] if dy.ndim > 2 else (), dtype, {"dy": dy})
+        dy = checks.prepare(dy, dtype, dy.shape)
+    pixels = dy.size // db.size if db.size else 0
+    if pixels:
+        planning.execute(planning.bias_program(pixels, db.size, dtype, bool(accumulate)), dy=dy, db=db)
+    elif not accumulate:
+        db[...] = 0
     return db
 
 
@@ -254,7 +257,7 @@ def conv2d_input_grad(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
     out: Array | None = None,
 ) -> Array:
     """Return the gradient of a convolution's input.
@@ -295,17 +298,17 @@ def conv2d_input_grad(
     >>> nc.conv2d_input_grad(dy, w).shape
     (8, 28, 28, 3)
     """
-    me = "conv2d_input_grad"
-    dy, w = checks.as_input(me, "dy", dy), checks.as_input(me, "w", w)
-    dtype = checks.common_dtype(me, dy=dy, w=w)
-    if input_size is None and isinstance(out, np.ndarray) and out.ndim == {4: 4, 3: 3}.get(dy.ndim, w.ndim):
-        input_size = out.shape[1:3] if out.ndim == 4 else out.shape[:2]
-    plan, shape = _cached(
-        _input_grad_plan, me, dy.shape, w.shape, dtype, stride, padding, dilation, groups, input_size,
-        strategy=strategy,
-    )  # fmt: skip
-    dx = _result(me, "out", out, shape, dtype, {"dy": dy, "w": w})
-    _run_input_grad(plan, dy, w, dx)
+    with words_of("conv2d_input_grad"):
+        dy, w = checks.as_input("dy", dy), checks.as_input("w", w)
+        dtype = checks.common_dtype(dy=dy, w=w)
+        if input_size is None and isinstance(out, np.ndarray) and out.ndim == {4: 4, 3: 3}.get(dy.ndim, w.ndim):
+            input_size = out.shape[1:3] if out.ndim == 4 else out.shape[:2]
+        sizes = None if input_size is None else checks.pair("input_size", input_size, 1)
+        options = Options.of(stride, padding, dilation, groups)
+        plan = _remembered(_input_grad_plan, dy.shape, w.shape, dtype, options, sizes, strategy)
+        dx = _result("out", out, plan.form.x, dtype, {"dy": dy, "w": w})
+        dy, w = checks.prepare(dy, dtype, dy.shape), checks.prepare(w, dtype, w.shape)
+    plan.run(dy, w, None, dx)
     return dx
 
 
@@ -319,7 +322,7 @@ def conv2d_backward(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
     out: Gradients | None = None,
     accumulate: bool = False,
 ) -> Gradients:
@@ -360,34 +363,30 @@ def conv2d_backward(
     >>> g.dx is None, g.dw.shape, g.db.shape
     (True, (16, 3, 3, 3), (16,))
     """
-    me = "conv2d_backward"
-    needs = _check_needs(me, needs)
-    x, w, dy = checks.as_input(me, "x", x), checks.as_input(me, "w", w), checks.as_input(me, "dy", dy)
-    out = _check_gradients(me, out, needs)
-    for name in ("dw", "db"):
-        if name in needs:
-            _check_accumulate(me, accumulate, getattr(out, name), f"out.{name}")
-    dtype = checks.common_dtype(me, x=x, w=w, dy=dy)
-    arguments = (me, x.shape, w.shape, dtype, stride, padding, dilation, groups)
-    # Both plans are made, or refused, before anything is written.
-    dw_plan = _cached(_forward_plan, *arguments, strategy=strategy, pass_="weight_grad")
-    dx_plan = _cached(_forward_plan, *arguments, strategy=strategy, pass_="input_grad") if "dx" in needs else dw_plan
-    checks.check_dy(me, dy.shape, dw_plan.problem, x.ndim, w.ndim)
-    inputs = {"x": x, "w": w, "dy": dy}
-    shapes = {"dx": x.shape, "dw": w.shape, "db": (w.shape[0],) if w.ndim == 4 else ()}
-    results: dict[str, Array] = {}
-    for name in needs:
-        given = getattr(out, name)
-        results[name] = _result(me, f"out.{name}", given, shapes[name], dtype, inputs)
-        if given is not None:
-            inputs[f"out.{name}"] = given
-    if "dw" in results:
-        _run_weight_grad(dw_plan, x, dy, results["dw"], accumulate, results.get("db"))
-    elif "db" in results:
-        _run_bias_grad(dy, results["db"], accumulate)
-    if "dx" in results:
-        _run_input_grad(dx_plan, dy, w, results["dx"])
-    return Gradients(**results)
+    found = _known_backward(x, w, dy, needs, stride, padding, dilation, groups, strategy)
+    if found is not None and out is None and accumulate is False:
+        return _run_backward(*found, {}, False)
+    with words_of("conv2d_backward"):
+        needs = _check_needs(needs)
+        x, w, dy = checks.as_input("x", x), checks.as_input("w", w), checks.as_input("dy", dy)
+        out = _check_gradients(out, needs)
+        for name in ("dw", "db"):
+            if name in needs:
+                checks.check_accumulate(accumulate, getattr(out, name), f"out.{name}")
+        dtype = checks.common_dtype(x=x, w=w, dy=dy)
+        options = Options.of(stride, padding, dilation, groups)
+        # Both plans are made, or refused, before anything is written.
+        plan = _remembered(_backward_plan, x.shape, w.shape, dtype, options, needs, strategy)
+        checks.check_dy(dy.shape, plan.problem, x.ndim, w.ndim)
+        inputs = {"x": x, "w": w, "dy": dy}
+        results: dict[str, Array] = {}
+        for name in needs:
+            given = getattr(out, name)
+            if given is not None:
+                results[name] = _result(f"out.{name}", given, plan.shapes[name], dtype, inputs)
+                inputs[f"out.{name}"] = given
+        x, w, dy = (checks.prepare(array, dtype, array.shape) for array in (x, w, dy))
+    return _run_backward(plan, x, w, dy, results, bool(accumulate))
 
 
 def plan(
@@ -400,7 +399,7 @@ def plan(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
 ) -> Plan:
     """Return what would run for a pass of a problem, and why; nothing is computed.
 
@@ -431,19 +430,27 @@ def plan(
     >>> nc.plan("weight_grad", (8, 56, 56, 64), (64, 3, 3, 64), padding=1, strategy="tensordot").strategy
     'tensordot'
     """
-    return plan_for("plan", pass_, x_shape, w_shape, dtype, stride, padding, dilation, groups, strategy)
+    with words_of("plan"):
+        return plan_for(pass_, x_shape, w_shape, dtype, stride, padding, dilation, groups, strategy)
 
 
 def plan_for(
-    me: str, pass_: Any, x_shape: Any, w_shape: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    pass_: Any,
+    x_shape: Any,
+    w_shape: Any,
+    dtype: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
     strategy: Any,
-) -> Plan:  # fmt: skip
-    """Check the arguments of `plan` and make it; `me` is the function whose arguments they are."""
+) -> Plan:
+    """Check the arguments of `plan` and make it."""
     if pass_ not in PASSES:
-        checks.fail(me, f"pass_ is {pass_!r}, expected one of {', '.join(PASSES)}")
-    dtype = checks.as_dtype(me, dtype)
-    shapes = checks.as_shape(me, "x_shape", x_shape), checks.as_shape(me, "w_shape", w_shape)
-    return _cached(_forward_plan, me, *shapes, dtype, stride, padding, dilation, groups, strategy=strategy, pass_=pass_)
+        checks.fail(f"pass_ is {pass_!r}, expected one of {', '.join(PASSES)}")
+    dtype = checks.as_dtype(dtype)
+    shapes = checks.as_shape("x_shape", x_shape), checks.as_shape("w_shape", w_shape)
+    return _plan(pass_, *shapes, dtype, Options.of(stride, padding, dilation, groups), strategy)
 
 
 def strategies() -> tuple[str, ...]:
@@ -462,7 +469,7 @@ def warmup(
     passes: Iterable[str] = PASSES,
     dtypes: Iterable[npt.DTypeLike] = (np.float32,),
     *,
-    strategy: Strategy = "auto",
+    strategy: StrategyName = "auto",
 ) -> None:
     """Compile, or load from the cache, what these passes need, so that no later call pays for it.
 
@@ -485,15 +492,14 @@ def warmup(
     >>> import nhwconv as nc
     >>> nc.warmup(["forward"], strategy="tensordot")
     """
-    me = "warmup"
-    passes = (passes,) if isinstance(passes, str) else tuple(passes)
-    dtypes = [
-        checks.as_dtype(me, dtype) for dtype in ((dtypes,) if isinstance(dtypes, (str, type, np.dtype)) else dtypes)
-    ]
-    for pass_ in passes:
-        if pass_ not in PASSES:
-            checks.fail(me, f"passes has {pass_!r}, expected any of {', '.join(PASSES)}")
-    planning.strategy_names(me, strategy)
+    with words_of("warmup"):
+        passes = (passes,) if isinstance(passes, str) else tuple(passes)
+        given = (dtypes,) if isinstance(dtypes, (str, type, np.dtype)) else dtypes
+        dtypes = [checks.as_dtype(dtype) for dtype in given]
+        for pass_ in passes:
+            if pass_ not in PASSES:
+                checks.fail(f"passes has {pass_!r}, expected any of {', '.join(PASSES)}")
+        planning.strategy_names(strategy)
     for dtype in dtypes:
         x, w = np.ones((2, 16, 16, 16), dtype), np.ones((16, 3, 3, 16), dtype)
         for pass_ in passes:
@@ -509,123 +515,150 @@ def warmup(
 # ------------------------------------------------------------------------------------------------ plans
 
 T = TypeVar("T")
+#: What was planned, by what the checks made of the arguments.
 _plans: dict[Any, Any] = {}
+#: The same, by the arguments of calls whose options are ints themselves: `True` and `1.0` are equal to 1, not as
+#: welcome.
+_calls: dict[Any, Any] = {}
 
 
-def _cached(make: Callable[..., T], me: str, first: Any, second: Any, dtype: Any, *options: Any, **more: Any) -> T:
-    """Return ``make(me, first, second, dtype, *options, **more)``, remembered; `first` and `second` are shapes.
+def _remember(found: dict[Any, Any], key: Any, value: T) -> T:
+    if len(found) > 4096:
+        found.clear()
+    found[key] = value
+    return value
 
-    Of the options the key has the text, because 1, True and 1.0 are equal but not equally welcome.
-    """
-    try:
-        key = make, me, first, second, dtype, repr((options, more))
-    except ValueError:  # an integer too long to be printed, which the checks refuse in words
-        return make(me, first, second, dtype, *options, **more)
+
+def _remembered(make: Callable[..., T], *checked: Any) -> T:
+    """Return ``make(*checked)``, remembered."""
     plans = _plans
-    found = plans.get(key)
-    if found is None:
-        if len(plans) > 4096:
-            plans.clear()
-        found = plans[key] = make(me, first, second, dtype, *options, **more)
-    return cast("T", found)
+    try:
+        found = plans.get((make, checked))
+    except TypeError:  # a strategy that cannot be looked up, which is refused in words
+        return make(*checked)
+    return cast("T", found) if found is not None else _remember(plans, (make, checked), make(*checked))
 
 
 def forget_plans() -> None:
     """Plan anew from now on: what was tuned has changed."""
-    global _plans
-    _plans = {}  # a new one: a plan that another thread is making goes to the old one
+    global _plans, _calls
+    _plans, _calls = {}, {}  # new ones: a plan that another thread is making goes to the old ones
 
 
-def _forward_plan(
-    me: str, x: Any, w: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
-    strategy: Any, pass_: Pass = "forward",
-) -> Plan:  # fmt: skip
-    form = checks.geometry(me, stride, padding, dilation, groups)
-    return planning.make_plan(me, checks.problem_for(me, x, w, form, dtype), pass_, strategy)
+def _plan(pass_: Pass, x: Any, w: Any, dtype: Any, options: Options, strategy: Any) -> Plan:
+    return _remembered(_make_plan, pass_, x, w, dtype, options, strategy)
 
 
-def _weight_grad_plan(
-    me: str, x: Any, dy: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
-    kernel_size: Any, out_shape: Any, strategy: Any,
-) -> tuple[Plan, tuple[int, ...]]:  # fmt: skip
-    form = checks.geometry(me, stride, padding, dilation, groups)
-    problem, shape = checks.weight_grad_problem(me, x, dy, kernel_size, out_shape, form, dtype)
-    return planning.make_plan(me, problem, "weight_grad", strategy), shape
+def _make_plan(pass_: Pass, x: Any, w: Any, dtype: Any, options: Options, strategy: Any) -> Plan:
+    problem = checks.problem_for(x, w, options, dtype)
+    return planning.make_plan(problem, pass_, strategy, Form(x, w, checks.output_shape(problem, len(x), len(w))))
 
 
-def _input_grad_plan(
-    me: str, dy: Any, w: Any, dtype: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
-    input_size: Any, strategy: Any,
-) -> tuple[Plan, tuple[int, ...]]:  # fmt: skip
-    form = checks.geometry(me, stride, padding, dilation, groups)
-    problem, shape = checks.input_grad_problem(me, dy, w, input_size, form, dtype)
-    return planning.make_plan(me, problem, "input_grad", strategy), shape
+def _weight_grad_plan(x: Any, dy: Any, dtype: Any, options: Options, sizes: Any, strategy: Any) -> Plan:
+    kernel_size, out = sizes
+    problem, shape = checks.weight_grad_problem(x, dy, kernel_size, out, options, dtype)
+    return planning.make_plan(problem, "weight_grad", strategy, Form(x, shape, dy))
+
+
+def _input_grad_plan(dy: Any, w: Any, dtype: Any, options: Options, sizes: Any, strategy: Any) -> Plan:
+    problem, shape = checks.input_grad_problem(dy, w, sizes, options, dtype)
+    return planning.make_plan(problem, "input_grad", strategy, Form(shape, w, dy))
+
+
+def _backward_plan(x: Any, w: Any, dtype: Any, options: Options, needs: Any, strategy: Any) -> Backward:
+    weight_grad = _plan("weight_grad", x, w, dtype, options, strategy)
+    input_grad = _plan("input_grad", x, w, dtype, options, strategy) if "dx" in needs else weight_grad
+    return Backward(weight_grad, input_grad, needs)
+
+
+# ------------------------------------------------------------------------------------- calls seen before
+
+
+def _exact(stride: Any, padding: Any, dilation: Any, groups: Any, strategy: Any) -> bool:
+    """Whether options can be looked up as they are."""
+    return type(stride) is type(padding) is type(dilation) is type(groups) is int and type(strategy) is str
+
+
+def _known(
+    pass_: Pass, x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any, strategy: Any
+) -> Plan | None:
+    """Return the plan of a call that needs no checks, because one like it went through them; None for any other."""
+    if not (type(x) is type(w) is np.ndarray and _exact(stride, padding, dilation, groups, strategy)):
+        return None
+    key = pass_, x.shape, w.shape, x.dtype, stride, padding, dilation, groups, strategy
+    found: Plan | None = _calls.get(key)
+    if found is None:
+        if x.dtype not in checks.NATIVE:
+            return None
+        with words_of("conv2d"):
+            found = _plan(pass_, x.shape, w.shape, x.dtype, Options.of(stride, padding, dilation, groups), strategy)
+        _remember(_calls, key, found)
+    return found if found._fits(x, w, b) else None
+
+
+def _known_backward(
+    x: Any, w: Any, dy: Any, needs: Any, stride: Any, padding: Any, dilation: Any, groups: Any, strategy: Any
+) -> tuple[Backward, Array, Array, Array] | None:
+    """Return the plan of a backward call that needs no checks, and its arrays; None for any other."""
+    if type(needs) is not tuple or not _exact(stride, padding, dilation, groups, strategy):
+        return None
+    if not type(x) is type(w) is type(dy) is np.ndarray:
+        return None
+    key = needs, x.shape, w.shape, x.dtype, stride, padding, dilation, groups, strategy
+    found: Backward | None = _calls.get(key)
+    if found is None:
+        if x.dtype not in checks.NATIVE:
+            return None
+        with words_of("conv2d_backward"):
+            options = Options.of(stride, padding, dilation, groups)
+            checked = _check_needs(needs)
+            found = _remembered(_backward_plan, x.shape, w.shape, x.dtype, options, checked, strategy)
+        _remember(_calls, key, found)
+    return (found, x, w, dy) if found.fits(x, w, dy) else None
 
 
 # -------------------------------------------------------------------------------------- results and runs
 
 
-def _result(
-    me: str, name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array]
-) -> Array:
+def _result(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array]) -> Array:
     if out is None:
         return arrays.empty(shape, dtype)
-    checks.as_out(me, name, out, shape, dtype, inputs)
+    checks.as_out(name, out, shape, dtype, inputs)
     return cast("Array", out)
 
 
-def _check_accumulate(me: str, accumulate: object, out: object, name: str = "out") -> None:
-    if not isinstance(accumulate, (bool, np.bool_)):
-        checks.fail(me, f"accumulate is {accumulate!r}, expected True or False", TypeError)
-    if accumulate and out is None:
-        checks.fail(me, f"accumulate=True needs {name} to add to")
-
-
-def _check_needs(me: str, needs: object) -> tuple[str, ...]:
+def _check_needs(needs: object) -> tuple[str, ...]:
     names = (needs,) if isinstance(needs, str) else tuple(needs) if isinstance(needs, Iterable) else (needs,)
     for name in names:
         if name not in Gradients._fields:
-            checks.fail(me, f'needs has {name!r}, expected any of "dx", "dw", "db"')
+            checks.fail(f'needs has {name!r}, expected any of "dx", "dw", "db"')
     return tuple(name for name in Gradients._fields if name in names)
 
 
-def _check_gradients(me: str, out: object, needs: tuple[str, ...]) -> Gradients:
+def _check_gradients(out: object, needs: tuple[str, ...]) -> Gradients:
     if out is None:
         return Gradients()
     if not isinstance(out, tuple) or len(out) != 3:
-        checks.fail(me, f"out is of type {type(out).__name__}, expected Gradients(dx, dw, db)", TypeError)
+        checks.fail(f"out is of type {type(out).__name__}, expected Gradients(dx, dw, db)", TypeError)
     out = Gradients(*out)
     for name in Gradients._fields:
         if getattr(out, name) is not None and name not in needs:
-            checks.fail(me, f"out.{name} is given, but {name} is not in needs")
+            checks.fail(f"out.{name} is given, but {name} is not in needs")
     return out
 
 
-def _run_weight_grad(plan: Plan, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None) -> None:
-    problem = plan.problem
-    if problem.n:
-        x4 = checks.prepare(x, problem.dtype, problem.x_shape)
-        dy4 = checks.prepare(dy, problem.dtype, problem.y_shape)
-        storage.weight_grad(plan, x4, dy4, dw.reshape(problem.w_shape), bool(accumulate),
-                            None if db is None else db.reshape(problem.d))  # fmt: skip
-    elif not accumulate:
-        dw[...] = 0
-        if db is not None:
-            db[...] = 0
-
-
-def _run_bias_grad(dy: Array, db: Array, accumulate: bool) -> None:
-    d = db.size
-    pixels = dy.size // d if d else 0
-    if pixels:
-        bias.bias_grad(checks.prepare(dy, db.dtype, (pixels, d)), db.reshape(d), bool(accumulate))
-    elif not accumulate:
-        db[...] = 0
-
-
-def _run_input_grad(plan: Plan, dy: Array, w: Array, dx: Array) -> None:
-    problem = plan.problem
-    if problem.n:
-        dy4 = checks.prepare(dy, problem.dtype, problem.y_shape)
-        w4 = checks.prepare(w, problem.dtype, problem.w_shape)
-        storage.input_grad(plan, dy4, w4, dx.reshape(problem.x_shape))
+def _run_backward(
+    plan: Backward, x: Array, w: Array, dy: Array, results: dict[str, Array], accumulate: bool
+) -> Gradients:
+    """Run the program of all gradients; those that have no place yet get one."""
+    for name in plan.needs:
+        if name not in results:
+            results[name] = arrays.empty(plan.shapes[name], plan.problem.dtype)
+    gradients = Gradients(results.get("dx"), results.get("dw"), results.get("db"))
+    if plan.problem.n:
+        plan.run(x, w, dy, *gradients, accumulate)
+    else:
+        for name in ("dw", "db"):
+            if name in results and not accumulate:
+                results[name][...] = 0
+    return gradients

@@ -1,21 +1,46 @@
-"""Which strategy runs, and why: (problem, pass) -> `Plan`."""
+"""Which strategy runs, and why: (problem, pass) -> `Plan`. A plan keeps its programs, and can be called."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
 
-from . import choices
-from .checks import fail
+import numpy as np
+
+from . import checks, choices
+from .checks import fail, words_of
 from .names import suggestion
-from .problem import ConvProblem, Pass
-from .strategies import AUTO, REGISTRY
+from .problem import ConvProblem, Pass, half
+from .program import ARRAYS, Call, Program, places
+from .runtime import arrays, executor, jit, machine
+from .runtime.arrays import Array
+from .strategies import AUTO, REGISTRY, Wanted
+from .strategies import half as halves
+from .strategies.bias import SERIAL, bias_steps, sum_pixels
 
-__all__ = ["Plan", "make_plan", "strategy_names"]
+__all__ = ["Backward", "Form", "Plan", "bias_program", "execute", "make_plan", "strategy_names"]
+
+Shape = tuple[int, ...]
+
+
+class Form(NamedTuple):
+    """The shapes that a caller's arrays have: batched, or one of the article's smaller forms."""
+
+    x: Shape
+    w: Shape
+    y: Shape
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What runs for one pass of one problem, and why. `print` it.
+    """What runs for one pass of one problem, and why. `print` it, or call it.
+
+    ``plan(x, w, b)`` is what a forward pass computes, ``plan(x, dy)`` a weight gradient and ``plan(dy, w)`` an input
+    gradient: with less to check than the public functions have, and for arrays of these shapes and this dtype alone.
+    Any number of threads may call it. It pickles, and plans anew where it is unpickled.
 
     Attributes
     ----------
@@ -27,29 +52,150 @@ class Plan:
         The name of the strategy that runs.
     reason : str
         Why this one.
-    workspace : int
-        Extra memory of a call, in bytes.
+    form : Form
+        The shapes of the arrays x (or dx), w (or dw) and y (or dy).
     costs : tuple of (str, float)
         The candidates, and the cycles of one core that each is predicted to take.
     refused : tuple of (str, str)
         The strategies that were allowed but cannot do the problem, and why.
+
+    Examples
+    --------
+    >>> import numpy as np, nhwconv as nc
+    >>> p = nc.plan("forward", (8, 28, 28, 3), (16, 3, 3, 3), padding=1)
+    >>> p(np.ones((8, 28, 28, 3), np.float32), np.ones((16, 3, 3, 3), np.float32)).shape
+    (8, 28, 28, 16)
     """
 
     pass_: Pass
     problem: ConvProblem
     strategy: str
     reason: str
-    workspace: int
+    form: Form
     costs: tuple[tuple[str, float], ...] = ()
     refused: tuple[tuple[str, str], ...] = ()
+
+    # ----------------------------------------------------------------------------------------- programs
+
+    @cached_property
+    def _programs(self) -> dict[Wanted, Program]:
+        return {}
+
+    @cached_property
+    def _small(self) -> bool:
+        """Whether one thread does it sooner than several are started."""
+        return self.problem.flops < machine.SERIAL_FLOPS
+
+    def program(self, bias: bool = False, accumulate: bool = False) -> Program:
+        """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there."""
+        wanted = Wanted(bias, accumulate, 1 if self._small else machine.threads())
+        found = self._programs.get(wanted)
+        if found is None:
+            found = self._programs[wanted] = _program(self.strategy, self.problem, self.pass_, wanted)
+        return found
+
+    @property
+    def workspace(self) -> int:
+        """Extra memory of a call, in bytes, with as many threads as there are now."""
+        return self.program(self.pass_ == "forward").workspace if self.problem.n else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}  # programs are this process's
+
+    # -------------------------------------------------------------------------------------------- calls
+
+    @cached_property
+    def _shapes(self) -> tuple[Shape, Shape, Shape, Shape]:
+        """The shapes of the two operands, of a bias, and of the result."""
+        x, w, y = self.form
+        bias = (self.problem.d,) if len(w) == 4 else ()
+        return {"forward": (x, w, bias, y), "weight_grad": (x, y, bias, w), "input_grad": (y, w, bias, x)}[self.pass_]
+
+    def __call__(
+        self, first: Any, second: Any, b: Any = None, *, out: Array | None = None, accumulate: bool = False
+    ) -> Array:
+        """Run the pass on arrays that fit the plan: (x, w, b), (x, dy) or (dy, w).
+
+        Parameters
+        ----------
+        first, second : array_like
+            Of the plan's shapes and dtype.
+        b : array_like, optional
+            The bias of a forward pass, ``(D,)``.
+        out : ndarray, optional
+            Where the result goes, as in the public functions.
+        accumulate : bool
+            Add a weight gradient to `out` instead of overwriting it.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Where arrays do not fit the plan.
+        """
+        if not (out is None and accumulate is False and self._fits(first, second, b)):
+            with words_of("plan"):
+                first, second, b, out = self._checked(first, second, b, out, accumulate)
+        result = arrays.empty(self._shapes[3], self.problem.dtype) if out is None else out
+        self.run(first, second, b, result, accumulate)
+        return result
+
+    def _fits(self, first: Any, second: Any, b: Any) -> bool:
+        """Whether these are arrays that can be used as they are."""
+        dtype, shapes = self.problem.dtype, self._shapes
+        return (
+            type(first) is type(second) is np.ndarray
+            and first.shape == shapes[0]
+            and second.shape == shapes[1]
+            and first.dtype is dtype
+            and second.dtype is dtype
+            and first.flags.carray
+            and second.flags.carray
+            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype is dtype and b.flags.carray))
+            and (b is None or self.pass_ == "forward")
+        )
+
+    def _checked(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> tuple[Any, Any, Any, Any]:
+        """Return the operands as they can be used, or refuse them in words."""
+        names = {"forward": ("x", "w"), "weight_grad": ("x", "dy"), "input_grad": ("dy", "w")}[self.pass_]
+        if b is not None and self.pass_ != "forward":
+            fail(f"b is given, but a {self.pass_} has no bias")
+        if accumulate is not False:
+            checks.check_accumulate(accumulate, out)
+            if accumulate and self.pass_ != "weight_grad":
+                fail(f"accumulate is True, but only a weight_grad is added to what is there, not a {self.pass_}")
+        given = dict(zip((*names, "b"), (first, second, b), strict=True))
+        inputs: dict[str, Array] = {}
+        for (name, value), shape in zip(given.items(), self._shapes[:3], strict=True):
+            if value is not None:
+                inputs[name] = checks.as_planned(name, value, shape, self.problem.dtype)
+        if out is not None:
+            checks.as_out("out", out, self._shapes[3], self.problem.dtype, inputs)
+        ready = [checks.prepare(a, self.problem.dtype, a.shape) for a in inputs.values()]
+        return (*ready, *[None] * (3 - len(ready)), out)
+
+    def run(self, first: Array, second: Array, b: Array | None, result: Array, accumulate: bool = False) -> None:
+        """Run the pass on arrays that are as programs want them: of the plan's sizes, C-contiguous, aligned."""
+        if not self.problem.n:
+            if self.pass_ == "weight_grad" and not accumulate:
+                result[...] = 0
+            return
+        program = self.program(b is not None, accumulate)
+        if not program.native:
+            names = _OPERANDS[self.pass_]
+            executor.run_calls(program, _named(zip(names, (first, second, b, result), strict=True)))
+        elif self.pass_ == "forward":
+            executor.run(program, id(first), id(second), 0 if b is None else id(b), id(result), 0, 0, 0, 0)
+        elif self.pass_ == "weight_grad":
+            executor.run(program, id(first), 0, 0, 0, id(second), 0, id(result), 0)
+        else:
+            executor.run(program, 0, id(second), 0, 0, id(first), id(result), 0, 0)
 
     def __str__(self) -> str:
         problem = self.problem
         return "\n".join(
             (
                 f"{self.pass_} of {problem}",
-                f"  strategy   {self.strategy}: {REGISTRY[self.strategy].summary}",
-                f"  because    {self.reason}",
+                f"  strategy   {self.strategy}: {self.reason}",
                 f"  work       {problem.flops / 1e9:.3g} GFLOP over {problem.bytes / 1e6:.3g} MB of x, w and y",
                 f"  workspace  {self.workspace / 2**20:.3g} MiB",
                 *(f"  candidate  {name}: {cost / 1e6:.3g} million cycles predicted" for name, cost in self.costs),
@@ -58,36 +204,163 @@ class Plan:
         )
 
 
-def strategy_names(function: str, strategy: object) -> tuple[str, ...]:
+#: The arrays of each pass, in the order of `Plan.run`.
+_OPERANDS: dict[Pass, tuple[str, ...]] = {
+    "forward": ("x", "w", "b", "y"),
+    "weight_grad": ("x", "dy", "b", "dw"),
+    "input_grad": ("dy", "w", "b", "dx"),
+}
+
+
+_BACKWARD = ("x", "w", "dy", "dx", "dw", "db")
+
+
+def _named(pairs: Iterable[tuple[str, Array | None]]) -> dict[str, Array]:
+    return {name: array for name, array in pairs if array is not None}
+
+
+def execute(program: Program, **named: Array) -> None:
+    """Run a program on arrays by name, which are as programs want them."""
+    if program.native:
+        executor.run(program, *(id(named[name]) if name in named else 0 for name in ARRAYS))
+    else:
+        executor.run_calls(program, named)
+
+
+class Backward:
+    """All gradients that one call wants, as one program: dw and db together, then dx."""
+
+    def __init__(self, weight_grad: Plan, input_grad: Plan, needs: tuple[str, ...]) -> None:
+        self.weight_grad, self.input_grad, self.needs = weight_grad, input_grad, needs
+        self.problem, self.form = weight_grad.problem, weight_grad.form
+        bias = (self.problem.d,) if len(self.form.w) == 4 else ()
+        self.shapes: dict[str, Shape] = {"dx": self.form.x, "dw": self.form.w, "db": bias}
+        self._programs: dict[tuple[bool, int], Program] = {}
+
+    def fits(self, x: Any, w: Any, dy: Any) -> bool:
+        """Whether these are arrays that can be used as they are; x and w are of the plan's shapes."""
+        dtype = self.problem.dtype
+        return (
+            dy.shape == self.form.y
+            and x.dtype is dtype
+            and w.dtype is dtype
+            and dy.dtype is dtype
+            and x.flags.carray
+            and w.flags.carray
+            and dy.flags.carray
+        )
+
+    def run(self, x: Array, w: Array, dy: Array, dx: Any, dw: Any, db: Any, accumulate: bool = False) -> None:
+        """Run on arrays that are as programs want them; of the gradients, those that are not needed are None."""
+        program = self.program(accumulate)
+        if program.native:
+            executor.run(
+                program,
+                id(x),
+                id(w),
+                0,
+                0,
+                id(dy),
+                0 if dx is None else id(dx),
+                0 if dw is None else id(dw),
+                0 if db is None else id(db),
+            )
+        else:
+            executor.run_calls(program, _named(zip(_BACKWARD, (x, w, dy, dx, dw, db), strict=True)))
+
+    def program(self, accumulate: bool) -> Program:
+        """Return what runs."""
+        workers = 1 if self.weight_grad._small else machine.threads()
+        found = self._programs.get((accumulate, workers))
+        if found is None:
+            found = self._programs[accumulate, workers] = Program.joined(self._parts(accumulate))
+        return found
+
+    def _parts(self, accumulate: bool) -> Iterable[Program]:
+        if "dw" in self.needs:
+            yield self.weight_grad.program("db" in self.needs, accumulate)
+        elif "db" in self.needs:
+            n, oh, ow, d = self.problem.y_shape
+            yield bias_program(n * oh * ow, d, self.problem.dtype, accumulate)
+        if "dx" in self.needs:
+            yield self.input_grad.program()
+
+
+def _program(name: str, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
+    strategy = REGISTRY[name]
+    if half(problem.dtype):
+        return halves.program(strategy, REGISTRY["loop"], problem, pass_, wanted)
+    return strategy.program(problem, pass_, wanted)
+
+
+def bias_program(pixels: int, d: int, dtype: np.dtype[Any], accumulate: bool) -> Program:
+    """Return the bias gradient alone: the sum of ``dy (pixels, d)`` over its pixels."""
+    workers = 1 if pixels * d < SERIAL or half(dtype) else machine.threads()
+    return _bias_program(pixels, d, dtype, accumulate, workers)
+
+
+@lru_cache(maxsize=1024)
+def _bias_program(pixels: int, d: int, dtype: np.dtype[Any], accumulate: bool, workers: int) -> Program:
+    if jit.disabled():
+        step = Call(partial(sum_pixels, accumulate), places("dy", "db"), ((pixels, d), (d,)), dtype)
+        return Program((step,))
+    if half(dtype):
+        return halves.bias_program(pixels, d, dtype, accumulate)
+    return Program(tuple(bias_steps(pixels, d, dtype.itemsize, accumulate)), workers)
+
+
+def strategy_names(strategy: object) -> tuple[str, ...]:
     """Return the names that may be chosen from: `strategy` is a name, "auto", or a tuple of names."""
     if strategy == "auto":
         return AUTO
     names = strategy if isinstance(strategy, tuple) else (strategy,)
     if not names:
-        fail(function, "strategy is an empty tuple, expected at least one name")
+        fail("strategy is an empty tuple, expected at least one name")
     for name in names:
         if not isinstance(name, str):
-            fail(function, f"strategy is {strategy!r}, expected a name or a tuple of names", TypeError)
+            fail(f"strategy is {strategy!r}, expected a name or a tuple of names", TypeError)
         if name == "auto":
-            fail(function, f'strategy is {strategy!r}, but "auto" cannot be one of several names')
+            fail(f'strategy is {strategy!r}, but "auto" cannot be one of several names')
         if name not in REGISTRY:
             known = ", ".join(f'"{n}"' for n in REGISTRY)
             hint = suggestion(name, [*REGISTRY, "auto"])
-            fail(function, f'there is no strategy "{name}", expected "auto" or one of {known}{hint}')
+            fail(f'there is no strategy "{name}", expected "auto" or one of {known}{hint}')
     return names
 
 
-def make_plan(function: str, problem: ConvProblem, pass_: Pass, strategy: object) -> Plan:
+_NOT_COMPILED = "NUMBA_DISABLE_JIT is set, and it is compiled by Numba"
+
+
+def _refusal(name: str, problem: ConvProblem, pass_: Pass) -> str | None:
+    if jit.disabled() and REGISTRY[name].compiled:
+        return _NOT_COMPILED
+    return REGISTRY[name].supports(problem, pass_)
+
+
+def _allowed(strategy: object) -> tuple[str, ...]:
+    """Return the names to choose from; what "auto" chooses from needs Numba's compiler."""
+    names = strategy_names(strategy)
+    if strategy == "auto" and jit.disabled():
+        warnings.warn(
+            "nhwconv: NUMBA_DISABLE_JIT is set, so tensordot, which is slow, stands in for compiled strategies",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+        return ("tensordot",)
+    return names
+
+
+def make_plan(problem: ConvProblem, pass_: Pass, strategy: object, form: Form | None = None) -> Plan:
     """Choose, of the allowed strategies that can do the problem, the one that was tuned, or that of least cost."""
-    allowed = strategy_names(function, strategy)
+    allowed = _allowed(strategy)
     sizes = problem if problem.n else replace(problem, n=1)  # an empty batch is planned as one image; nothing runs
-    refusals = {n: REGISTRY[n].supports(sizes, pass_) for n in REGISTRY if n in allowed}
-    costs = {n: REGISTRY[n].cost(sizes, pass_) for n, refusal in refusals.items() if refusal is None}
+    refusals = {n: _refusal(n, sizes, pass_) for n in REGISTRY if n in allowed}
+    costs = {n: _cost(n, sizes, pass_) for n, refusal in refusals.items() if refusal is None}
     if not costs:
         reasons = "; ".join(f"{n}: {refusal}" for n, refusal in refusals.items())
-        fail(function, f"no allowed strategy can do the {pass_} of {problem} ({reasons})")
+        fail(f"no allowed strategy can do the {pass_} of {problem} ({reasons})")
     name = min(costs, key=lambda n: costs[n])  # of equals the first in the registry
-    tuned = choices.lookup(function, pass_, problem) if len(costs) > 1 and problem.n else None
+    tuned = choices.lookup(pass_, problem) if len(costs) > 1 and problem.n else None
     if len(allowed) == 1 and strategy != "auto":
         reason = "it was asked for"
     elif len(costs) == 1:
@@ -98,4 +371,11 @@ def make_plan(function: str, problem: ConvProblem, pass_: Pass, strategy: object
         second = min((n for n in costs if n != name), key=lambda n: costs[n])
         reason = f"its predicted cost is {costs[name] / max(costs[second], 1):.2f} of that of {second}"
     refused = tuple((n, refusal) for n, refusal in refusals.items() if refusal is not None)
-    return Plan(pass_, problem, name, reason, REGISTRY[name].workspace(problem, pass_), tuple(costs.items()), refused)
+    form = form or Form(problem.x_shape, problem.w_shape, problem.y_shape)
+    return Plan(pass_, problem, name, reason, form, tuple(costs.items()), refused)
+
+
+def _cost(name: str, problem: ConvProblem, pass_: Pass) -> float:
+    """Return the predicted cycles of one core, in the dtype of the arithmetic."""
+    single = replace(problem, dtype=problem.compute_dtype)
+    return REGISTRY[name].program(single, pass_, Wanted()).cycles

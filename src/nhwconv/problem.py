@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-__all__ = ["PASSES", "ConvProblem", "Pass", "Strip", "narrow", "output_size", "same_padding"]
+__all__ = ["PASSES", "ConvProblem", "Pass", "Strip", "half", "output_size", "same_padding"]
 
 Pass = Literal["forward", "weight_grad", "input_grad"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
@@ -23,7 +23,7 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-def narrow(dtype: np.dtype[Any]) -> bool:
+def half(dtype: np.dtype[Any]) -> bool:
     """Return whether this is a half type, which is stored as it is and computed in float32."""
     return dtype.itemsize < 4
 
@@ -116,7 +116,7 @@ class ConvProblem:
     @property
     def compute_dtype(self) -> np.dtype:
         """The dtype of the arithmetic: float32 for the half types, otherwise the problem's own."""
-        return np.dtype(np.float32) if narrow(self.dtype) else self.dtype
+        return np.dtype(np.float32) if half(self.dtype) else self.dtype
 
     def __str__(self) -> str:
         (top, bottom), (left, right) = self.padding

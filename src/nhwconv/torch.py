@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from . import machine, ops
+from . import ops
+from .runtime import machine
 
 __all__ = ["Conv2d", "conv2d", "replace_conv2d", "restore_conv2d"]
 

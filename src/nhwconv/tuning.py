@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import checks, choices, ops, planning
-from .ops import Padding, Size, Strategy
+from .ops import Padding, Size, StrategyName
 from .planning import Plan
 from .problem import ConvProblem, Pass
 from .strategies import AUTO
@@ -32,7 +32,7 @@ def tune(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
-    strategies: Strategy | None = None,
+    strategies: StrategyName | None = None,
     seconds: float = 0.2,
 ) -> Plan:
     """Measure which strategy is the fastest for a pass of a problem, and remember it as the choice of "auto".
@@ -91,23 +91,22 @@ def tune(
     >>> plan.reason
     'it was measured to be the fastest here by nhwconv.tune'
     """
-    me = "tune"
-    allowed: Strategy = "auto" if strategies is None else strategies
-    names = planning.strategy_names(me, allowed)
-    for name in names:
-        if name not in AUTO:
-            checks.fail(me, f'strategies has "{name}", expected any of {", ".join(AUTO)}')
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float, np.integer, np.floating)):
-        checks.fail(me, f"seconds is {seconds!r}, expected a number", TypeError)
-    if not (math.isfinite(seconds) and seconds > 0):
-        checks.fail(me, f"seconds is {seconds}, expected more than 0")
-    choices.mode(me)
-    planned = ops.plan_for(me, pass_, x_shape, w_shape, dtype, stride, padding, dilation, groups, allowed)
+    allowed: StrategyName = "auto" if strategies is None else strategies
+    with checks.words_of("tune"):
+        for name in planning.strategy_names(allowed):
+            if name not in AUTO:
+                checks.fail(f'strategies has "{name}", expected any of {", ".join(AUTO)}')
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float, np.integer, np.floating)):
+            checks.fail(f"seconds is {seconds!r}, expected a number", TypeError)
+        if not (math.isfinite(seconds) and seconds > 0):
+            checks.fail(f"seconds is {seconds}, expected more than 0")
+        choices.mode()
+        planned = ops.plan_for(pass_, x_shape, w_shape, dtype, stride, padding, dilation, groups, allowed)
     contest = Contest(planned)
     for _ in contest.steps(float(seconds)):
         pass
     contest.keep()
-    return planning.make_plan(me, planned.problem, planned.pass_, allowed)
+    return planning.make_plan(planned.problem, planned.pass_, allowed, planned.form)
 
 
 class Contest:
@@ -183,5 +182,5 @@ class Contest:
     def keep(self) -> None:
         """Remember the winner, if anything was measured."""
         if self._times:
-            choices.keep("tune", self.pass_, self.problem, self.winner, self.seconds)
+            choices.keep(self.pass_, self.problem, self.winner, self.seconds)
             ops.forget_plans()

@@ -81,13 +81,13 @@ class Layer:
         ValueError
             Where the sizes do not fit together.
         """
-        me = f"layer {self.name}"
-        form = checks.geometry(me, self.stride, self.padding, self.dilation, self.groups)
-        x = checks.as_shape(me, "a size of x", (self.n, self.h, self.w, self.c))
-        w = checks.as_shape(me, "a size of w", (self.d, self.kh, self.kw, self.c // self.groups))
-        if self.c % self.groups:  # here, because w's shape above hides it
-            checks.fail(me, f"x has {self.c} channels, which {self.groups} groups do not divide")
-        return checks.problem_for(me, x, w, form, np.dtype(dtype))
+        with checks.words_of(f"layer {self.name}"):
+            options = checks.Options.of(self.stride, self.padding, self.dilation, self.groups)
+            x = checks.as_shape("a size of x", (self.n, self.h, self.w, self.c))
+            w = checks.as_shape("a size of w", (self.d, self.kh, self.kw, self.c // self.groups))
+            if self.c % self.groups:  # here, because w's shape above hides it
+                checks.fail(f"x has {self.c} channels, which {self.groups} groups do not divide")
+            return checks.problem_for(x, w, options, np.dtype(dtype))
 
     @property
     def options(self) -> dict[str, Any]:

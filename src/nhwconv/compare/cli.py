@@ -19,10 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .. import _version, choices
-from ..kernels.jit import cache_folder, clear_cache
+from ..checks import words_of
 from ..names import known
 from ..planning import make_plan
 from ..problem import PASSES, Pass
+from ..runtime.store import cache_folder, clear_cache
 from ..strategies import REGISTRY
 from ..tuning import Contest
 from ..workloads import WORKLOADS, Layer, parse_layer, workload
@@ -289,14 +290,12 @@ def tune(
         chosen_passes = _passes(passes)
         numpy_dtype = np.dtype(known("dtype", dtype, DTYPES))
         _check_seconds(seconds)
-        on_disk = choices.mode("tune")
+        with words_of("tune"):
+            on_disk = choices.mode()
+            problems = [(layer, layer.problem(numpy_dtype), p) for layer in chosen_layers for p in chosen_passes]
+            plans = [(layer, make_plan(problem, p, "auto")) for layer, problem, p in problems]
         if on_disk == "write":
             choices.check_folder()
-        plans = [
-            (layer, make_plan("tune", layer.problem(numpy_dtype), p, "auto"))
-            for layer in chosen_layers
-            for p in chosen_passes
-        ]
     except ValueError as error:
         _stop(error)
     except OSError as error:

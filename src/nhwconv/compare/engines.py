@@ -19,9 +19,9 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
-from .. import machine
-from ..arrays import Array
 from ..problem import ConvProblem, Pass
+from ..runtime import machine
+from ..runtime.arrays import Array
 from ..timing import call_twice, public_call, time_calls
 from ..workloads import Data, make_data
 from . import peers

@@ -12,8 +12,9 @@ import numba
 import numpy as np
 from numba.np.ufunc.parallel import threading_layer
 
-from .. import _version, choices, machine
-from ..kernels.jit import cache_folder
+from .. import _version, choices
+from ..runtime import machine
+from ..runtime.store import cache_folder
 from ..strategies import AUTO, REGISTRY
 from . import roofline
 

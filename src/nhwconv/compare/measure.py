@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .. import arrays
-from ..arrays import Array
+from ..checks import words_of
 from ..planning import Plan, make_plan
 from ..problem import ConvProblem, Pass
+from ..runtime import arrays
+from ..runtime.arrays import Array
 from ..strategies import REGISTRY
 from ..timing import LOW, ROUNDS, call_twice, public_call, time_calls
 from ..workloads import Data, Layer, make_data
@@ -164,13 +165,14 @@ class Comparison:
     ) -> None:
         self.layer, self.pass_, self.peers, self.cold = layer, pass_, dict(peers or {}), cold
         self.problem = layer.problem(dtype)
-        self.chosen = make_plan("compare", self.problem, pass_, "auto").strategy
+        with words_of("compare"):
+            self.chosen = make_plan(self.problem, pass_, "auto").strategy
         self.plans: dict[str, Plan] = {}
         self.refusals: dict[str, str] = {}
         for name in strategies:
             refusal = REGISTRY[name].supports(self.problem, pass_)
             if refusal is None:
-                self.plans[name] = make_plan("compare", self.problem, pass_, name)
+                self.plans[name] = make_plan(self.problem, pass_, name)
             else:
                 self.refusals[name] = refusal
         self.times: dict[str, list[float]] = {name: [] for name in (*self.plans, *self.peers)}

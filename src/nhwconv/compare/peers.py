@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..arrays import Array
 from ..problem import ConvProblem, Pass
+from ..runtime.arrays import Array
 from ..workloads import Data
 
 __all__ = ["Calls", "jax_calls", "torch_calls"]

@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import arrays, machine
-from ..kernels.limits import LIMIT_COPY, LIMIT_TILES, copy_blocks, multiply_add, sum_blocks
-from ..kernels.tile import panel_tile, register_tile
+from ..codegen.tile import panel_tile, register_tile
+from ..planning import execute
 from ..problem import ConvProblem
+from ..program import Program, Step, places
+from ..runtime import arrays, machine
 from ..timing import time_calls
+from .limits import LimitCopy, LimitTiles, copy_blocks, multiply_add, sum_blocks
 
 __all__ = ["Roofline", "measure", "peak_call"]
 
@@ -94,10 +96,11 @@ def peak_call(dtype: np.dtype[Any], threads: int) -> tuple[Callable[[], None], i
     a, b = (arrays.empty((size * STEPS,), dtype) for size in (mr, columns))
     a[:], b[:] = 1, 1
     c = arrays.empty((threads * mr * columns,), dtype)
-    values = {"rows": mr, "columns": columns, "steps": STEPS, "runs": RUNS, "tasks": 8 * threads}
-    geometry = LIMIT_TILES.record({**values, "tile": panel_tile(dtype.name, mr, nr)})
-    flops = 2 * math.prod((mr, columns, STEPS, RUNS, 8 * threads))
-    return lambda: multiply_add().run(a, b, c, geometry=geometry, workers=threads), flops
+    tasks = 8 * threads
+    geometry = LimitTiles(rows=mr, columns=columns, steps=STEPS, runs=RUNS, tile=panel_tile(dtype.name, mr, nr))
+    step = Step(multiply_add(dtype.itemsize), (geometry,), tasks, places("x", "w", "y"))
+    program = Program((step,), threads)
+    return lambda: execute(program, x=a, w=b, y=c), 2 * math.prod((mr, columns, STEPS, RUNS, tasks))
 
 
 @cache
@@ -105,10 +108,14 @@ def _bandwidth(threads: int) -> float:
     source, target = (arrays.empty((STREAM // 8,), np.dtype(np.int64)) for _ in range(2))
     source[:], target[:] = 1, 1
     block = 2**15  # 256 KiB
-    geometry = LIMIT_COPY.record({"block": block, "tasks": source.size // block})
-    sums = np.zeros(source.size // block, np.int64)
-    reading = _best(lambda: sum_blocks().run(source, sums, geometry=geometry, workers=threads))
-    copying = _best(lambda: copy_blocks().run(source, target, geometry=geometry, workers=threads))
+    tasks = source.size // block
+    sums = np.zeros(tasks, np.int64)
+    reads, copies = (
+        Program((Step(body, (LimitCopy(block=block),), tasks, places("x", "y")),), threads)
+        for body in (sum_blocks(), copy_blocks())
+    )
+    reading = _best(lambda: execute(reads, x=source, y=sums))
+    copying = _best(lambda: execute(copies, x=source, y=target))
     return max(STREAM / reading, 2 * STREAM / copying)
 
 

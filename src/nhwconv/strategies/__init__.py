@@ -1,4 +1,4 @@
-"""The ordered registry of strategies: one file each, one line here.
+"""The ordered registry of strategies: one place each, one line here.
 
 Planner, tests, `nhwconv compare` and the benchmarks all loop over `REGISTRY`. The planner takes the one with the least
 predicted cost; of equals, the first.
@@ -6,16 +6,17 @@ predicted cost; of equals, the first.
 
 from __future__ import annotations
 
-from .base import Strategy
+from .base import Strategy, Wanted
 from .depthwise import Depthwise
+from .direct import Loop
 from .im2col import Im2col
-from .loop import Loop
+from .plain import Plain
 from .tensordot import Tensordot
 from .winograd import Winograd
 
-__all__ = ["AUTO", "REGISTRY", "Strategy"]
+__all__ = ["AUTO", "REGISTRY", "Strategy", "Wanted"]
 
-REGISTRY: dict[str, Strategy] = {s.name: s for s in (Depthwise(), Loop(), Winograd(), Im2col(), Tensordot())}
+REGISTRY: dict[str, Strategy] = {s.name: s for s in (Depthwise(), Loop(), Winograd(), Im2col(), Plain(), Tensordot())}
 
 #: What "auto" chooses from: strategies whose bits depend on nothing but the problem and the CPU model.
 AUTO: tuple[str, ...] = ("depthwise", "loop", "winograd")

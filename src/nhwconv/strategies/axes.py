@@ -8,11 +8,42 @@ from __future__ import annotations
 
 import math
 
-from ..kernels.packing import PACK
+from ..codegen.packing import Packing, packed_size
 from ..problem import ConvProblem
-from .base import Array
+from ..runtime.records import Record
 
-__all__ = ["Axis", "correlation_fields", "forward_axes", "input_grad_axes", "pack_geometry", "phases", "tap_phases"]
+__all__ = [
+    "Axis",
+    "Correlation",
+    "correlation_fields",
+    "forward_axes",
+    "input_grad_axes",
+    "packings",
+    "phases",
+    "tap_phases",
+]
+
+
+class Correlation(Record):
+    """What every correlation's geometry has: what is read and written, x and y forward, dy and dx backward."""
+
+    n: int  #: images
+    groups: int
+    h: int  #: rows, columns and channels of x, and its channels in a group
+    w: int
+    c: int
+    cg: int
+    dg: int  #: channels of y in a group
+    dilation_h: int
+    dilation_w: int
+    top: int  #: zeros before the first row and column; may be negative
+    left: int
+    p: int  #: rows and columns of outputs
+    q: int
+    y_0: int  #: where the first output is in y, and from one image, row and column of them to the next, in elements
+    y_n: int
+    y_p: int
+    y_q: int
 
 
 class Axis:
@@ -109,30 +140,39 @@ def input_grad_axes(problem: ConvProblem) -> list[tuple[Axis, Axis]]:
 
 
 def correlation_fields(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool) -> dict[str, int]:
-    """Return what every correlation's geometry has: what is read and written, x and y forward, dy and dx backward."""
+    """Return the fields of `Correlation`."""
     h, w, c, cg = problem.h, problem.w, problem.c, problem.cg
     out_h, out_w, out_c, dg = problem.oh, problem.ow, problem.d, problem.dg
     if backward:
         (h, w, c, cg), (out_h, out_w, out_c, dg) = (out_h, out_w, out_c, dg), (h, w, c, cg)
-    return {
-        "n": problem.n, "groups": problem.groups, "h": h, "w": w, "c": c, "cg": cg, "dg": dg,
-        "dilation_h": rows.dilation, "dilation_w": columns.dilation, "top": rows.before, "left": columns.before,
-        "p": rows.out, "q": columns.out, "y_0": (rows.start * out_w + columns.start) * out_c,
-        "y_n": out_h * out_w * out_c, "y_p": rows.step * out_w * out_c, "y_q": columns.step * out_c,
-    }  # fmt: skip
-
-
-def pack_geometry(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, width: int, first: int = 0) -> Array:
-    """Describe the packing of the weights that a correlation reads, in panels of `width` columns, from `first` on."""
-    row, tap = problem.kw * problem.cg, problem.cg
-    w_g, w_d = problem.dg * problem.kh * row, problem.kh * row
-    cg, dg = (problem.dg, problem.cg) if backward else (problem.cg, problem.dg)
-    return PACK.record(
-        {
-            "groups": problem.groups, "columns": dg, "steps": cg, "R": rows.taps, "Q": columns.taps,
-            "w_0": rows.first_tap * row + columns.first_tap * tap, "w_g": w_g,
-            "w_j": 1 if backward else w_d, "w_k": w_d if backward else 1,
-            "w_r": rows.tap_step * row, "w_q": columns.tap_step * tap, "packed_0": first,
-            "tasks": problem.groups * rows.taps * columns.taps * math.ceil(dg / width),
-        }
+    return dict(
+        n=problem.n, groups=problem.groups, h=h, w=w, c=c, cg=cg, dg=dg,
+        dilation_h=rows.dilation, dilation_w=columns.dilation, top=rows.before, left=columns.before,
+        p=rows.out, q=columns.out, y_0=(rows.start * out_w + columns.start) * out_c,
+        y_n=out_h * out_w * out_c, y_p=rows.step * out_w * out_c, y_q=columns.step * out_c,
     )  # fmt: skip
+
+
+def packings(
+    problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, width: int, lanes: int
+) -> tuple[list[Packing], int, list[int]]:
+    """Return how the weights of each phase are packed, one behind the other, in panels of `width` columns.
+
+    Also the tasks of all of them, and where the packed weights of each begin, and the last end.
+    """
+    row, tap = problem.kw * problem.cg, problem.cg
+    w_d = problem.kh * row
+    cg, dg = (problem.dg, problem.cg) if backward else (problem.cg, problem.dg)
+    records, tasks, ends = [], 0, [0]
+    for rows, columns in phases:
+        records.append(
+            Packing(
+                records=len(phases), first_task=tasks, groups=problem.groups, columns=dg, steps=cg,
+                R=rows.taps, Q=columns.taps, w_0=rows.first_tap * row + columns.first_tap * tap, w_g=problem.dg * w_d,
+                w_j=1 if backward else w_d, w_k=w_d if backward else 1,
+                w_r=rows.tap_step * row, w_q=columns.tap_step * tap, packed_0=ends[-1],
+            )
+        )  # fmt: skip
+        tasks += problem.groups * rows.taps * columns.taps * math.ceil(dg / width)
+        ends.append(ends[-1] + packed_size(problem.groups, dg, rows.taps * columns.taps * cg, lanes))
+    return records, tasks, ends

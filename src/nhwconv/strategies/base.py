@@ -1,47 +1,54 @@
-"""What a strategy is: a name, what it can do, what it needs, and the three passes."""
+"""What a strategy is: a name, what it can do, and the program that does it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from ..arrays import Array
 from ..problem import ConvProblem, Pass
+from ..program import Program
 
-__all__ = ["Array", "Strategy"]
+__all__ = ["Strategy", "Wanted"]
+
+
+class Wanted(NamedTuple):
+    """What a program is wanted for, beside the pass and the problem.
+
+    Attributes
+    ----------
+    bias : bool
+        A forward pass adds ``b``; a weight gradient makes ``db`` as well.
+    accumulate : bool
+        A weight gradient is added to what ``dw`` and ``db`` hold.
+    workers : int
+        The threads that may be used. Bits do not depend on them.
+    """
+
+    bias: bool = False
+    accumulate: bool = False
+    workers: int = 1
 
 
 class Strategy(Protocol):
     """One way to compute all three passes.
 
-    Arrays arrive checked: float32 or float64 as `problem.dtype` says, C-contiguous, aligned, of the shapes
-    that the problem has, and the output apart from the inputs. The output may hold anything, NaN included.
+    Programs are made for checked problems of at least one image, in float32 or float64. They find arrays C-contiguous,
+    aligned, of the shapes that the problem has, and results apart from inputs. A result may hold anything, NaN
+    included.
     """
 
     name: str
     summary: str
+    compiled: bool  #: whether it needs Numba's compiler
 
     def supports(self, problem: ConvProblem, pass_: Pass) -> str | None:
         """Return None where this strategy can do the problem, otherwise the reason why it cannot."""
         ...
 
-    def workspace(self, problem: ConvProblem, pass_: Pass) -> int:
-        """Return the bytes of extra memory that a call allocates."""
-        ...
+    def program(self, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
+        """Return the program of a pass.
 
-    def cost(self, problem: ConvProblem, pass_: Pass) -> float:
-        """Return the predicted cycles of one core: from FLOPs, bytes and waste, never from the clock."""
-        ...
-
-    def forward(self, problem: ConvProblem, x: Array, w: Array, b: Array | None, y: Array) -> None:
-        """Write ``conv(x, w) + b`` into y."""
-        ...
-
-    def weight_grad(
-        self, problem: ConvProblem, x: Array, dy: Array, dw: Array, accumulate: bool, db: Array | None = None
-    ) -> None:
-        """Write the gradient of w into dw, and that of the bias into db; or add them where `accumulate`."""
-        ...
-
-    def input_grad(self, problem: ConvProblem, dy: Array, w: Array, dx: Array) -> None:
-        """Write the gradient of x into dx."""
+        It reads ``x, w`` and ``b`` and writes ``y`` (forward), reads ``x`` and ``dy`` and writes ``dw`` and ``db``
+        (weight_grad), or reads ``dy`` and ``w`` and writes ``dx`` (input_grad). Its cycles are what the planner
+        compares: predicted from the problem, never from the clock.
+        """
         ...

@@ -1,0 +1,208 @@
+"""The executor: the one function that runs programs, in parallel, and its serial twin.
+
+It is compiled twice, from one body. In parallel, each step is a launch of its workers; the twin does the same in the
+calling thread, and runs where a launch could not survive or would not pay:
+
+- in a child forked after GNU OpenMP started, which would be killed at its first launch;
+- while another thread is inside a launch under the workqueue layer, which aborts on concurrent entry;
+- for programs of one worker.
+
+Both give the same bits, since a task's result depends on no worker.
+
+Addresses are all that goes in. Where a caller has NumPy arrays, it passes ``id(array)``, and the address of the data is
+read from the array itself: `HEADER` bytes behind its start, as NumPy's C API has it. Any way to ask for it from Python
+takes longer than a small convolution.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import numpy as np
+from numba import prange
+from numba.np.ufunc import parallel
+from numba.np.ufunc.parallel import get_num_threads, threading_layer
+
+from ..codegen.simd import integers
+from . import arrays
+from .jit import call_body, compiled, compiler_lock, device
+from .tasks import clear_queue, next_task
+
+__all__ = ["ADDRESSES", "HEADER", "launch", "run", "run_calls", "start"]
+
+#: Where the address of its data is in a NumPy array: PyArrayObject_fields of ndarrayobject.h, behind Python's header.
+HEADER = object.__basicsize__
+#: Addresses, not arrays.
+ADDRESSES = -1
+
+# ------------------------------------------------------------------------------------------- native code
+
+
+@device
+def _address(operand, header):
+    """Return the address of an operand's data."""
+    return operand if header < 0 or operand == 0 else integers(operand + header)[0]
+
+
+@device
+def _work(body, operands, geometry, tasks, queue, worker, workers):
+    """Do tasks until none is left: the loop of every body."""
+    fresh = 1
+    while True:
+        task = next_task(queue, worker, workers, tasks)
+        if task >= tasks:
+            break
+        call_body(body, operands, geometry, worker, task, fresh)
+        fresh = 0
+
+
+@device
+def _fill_table(image, base, header, table, a0, a1, a2, a3, a4, a5, a6, a7):
+    """Write the addresses of all arrays and parts; return where the steps begin in the image."""
+    slot = 0
+    for operand in (a0, a1, a2, a3, a4, a5, a6, a7):
+        table[slot] = _address(operand, header)
+        slot += 1
+    for part in range(image[1]):
+        table[slot + part] = base + image[3 + part]
+    return slot + image[1], 3 + image[1]
+
+
+@device
+def _bind(image, step, table, operands):
+    """Write the addresses of a step's operands; return where the next step begins."""
+    count = image[step + 4]
+    for i in range(count):
+        place = step + 5 + 2 * i
+        operands[i] = table[image[place]] + image[place + 1]
+    return step + 5 + 2 * count
+
+
+def execute(program, scratch, header, a0, a1, a2, a3, a4, a5, a6, a7):
+    """Run the program whose image is at an address, with this scratch (an array) and these operands."""
+    image = integers(program)
+    base = (_address(scratch, HEADER) + 63) & -64
+    slots, step = _fill_table(image, base, header, integers(base), a0, a1, a2, a3, a4, a5, a6, a7)
+    operands = base + 8 * slots
+    queue = operands + 64
+    for _ in range(image[0]):
+        following = _bind(image, step, integers(base), integers(operands))
+        body, geometry, tasks, workers = image[step], image[step + 1], image[step + 2], image[step + 3]
+        clear_queue(queue, workers)
+        if workers == 1:
+            _work(body, operands, geometry, tasks, queue, 0, 1)
+        else:
+            for worker in prange(workers):
+                _work(body, operands, geometry, tasks, queue, worker, workers)
+        step = following
+
+
+in_parallel = compiled(execute, parallel=True)
+in_series = compiled(execute)
+
+# --------------------------------------------------------------------------------------- threads and forks
+
+
+class _Launcher:
+    """Knows whether a parallel launch is safe now."""
+
+    def __init__(self) -> None:
+        self.inside: dict[str, int] = {}  # "launch": the thread that is inside a workqueue launch
+        self.layer: str | None = None  # unknown until the first launch
+        self.orphaned = False  # forked after OpenMP started
+
+    def start(self) -> str:
+        """Start Numba's threading layer, if it isn't running, and return its name."""
+        if self.layer is None:
+            get_num_threads()
+            self.layer = str(threading_layer())
+        return self.layer
+
+    def enter(self) -> bool:
+        """Claim workqueue for this thread; False where another thread is inside a launch.
+
+        Ctrl-C may strike between a claim and the `try` that gives it back. But a claim is its thread's, and a thread
+        that comes here is inside no launch: so its next call has the claim, and gives it back.
+        """
+        me = threading.get_ident()
+        return self.inside.setdefault("launch", me) == me  # one step, whichever threads are about
+
+    def leave(self) -> None:
+        """Give workqueue back."""
+        self.inside.pop("launch", None)
+
+    def before_fork(self) -> None:
+        """Wait for whoever compiles: a child made then would find locks held by nobody, and LLVM halfway through."""
+        compiler_lock.acquire()
+
+    def after_fork(self) -> None:
+        """In a forked child: nobody is inside a launch or compiles; remember whether OpenMP had been used."""
+        compiler_lock.release()
+        self.inside = {}
+        # Numba's own state, too: another user of Numba may have started OpenMP.
+        self.orphaned = self.orphaned or (parallel._is_initialized and threading_layer() == "omp")
+
+
+launcher = _Launcher()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=launcher.before_fork, after_in_parent=compiler_lock.release, after_in_child=launcher.after_fork
+    )
+
+
+def start() -> str:
+    """Start Numba's threads and return the name of their layer."""
+    return launcher.start()
+
+
+def launch(parallel_form: Any, serial_form: Any, workers: int, *arguments: Any) -> None:
+    """Call a compiled function in the form that can run now: in parallel where that is worth it, and safe."""
+    if workers <= 1 or launcher.orphaned:
+        serial_form(*arguments)
+    elif launcher.start() != "workqueue":
+        parallel_form(*arguments)
+    elif launcher.enter():
+        try:
+            parallel_form(*arguments)
+        finally:
+            launcher.leave()
+    else:
+        serial_form(*arguments)
+
+
+def run(program: Any, *operands: int, header: int = HEADER) -> None:
+    """Run a program of compiled steps.
+
+    Parameters
+    ----------
+    program : Program
+        What runs.
+    operands : int
+        For each name of `nhwconv.program.ARRAYS` the ``id`` of an array, or 0; with a `header` of `ADDRESSES` the
+        address of its data instead.
+    """
+    scratch = arrays.scratch(program.nbytes)
+    launch(in_parallel, in_series, program.workers, program.address, id(scratch), header, *operands)
+
+
+def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
+    """Run a program some of whose steps are Python calls, on arrays by name, which are as programs want them."""
+    scratch = arrays.scratch(program.nbytes)
+    start = -scratch.ctypes.data % arrays.ALIGNMENT
+    offsets = dict(zip(program.parts, program.behind_header, strict=True))
+    operands = [id(named[name]) if name in named else 0 for name in program.names]
+    for step in program.steps:
+        if step.compiled:
+            image = program.image(program.behind_header, step)
+            in_series(image.ctypes.data, id(scratch), HEADER, *operands)
+            continue
+        views = []
+        for place, shape in zip(step.places, step.shapes, strict=True):
+            if place.source in offsets:
+                at = start + offsets[place.source] + place.offset
+                views.append(np.ndarray(shape, step.dtype, scratch, at))
+            else:
+                views.append(named[place.source].reshape(shape))
+        step.function(*views)

@@ -1,0 +1,28 @@
+"""How `depthwise` cuts its work, and what it is expected to take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CUT", "Cut"]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Tasks, slices, and prices."""
+
+    #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
+    tasks: int = 32
+    #: The part of the peak at which the multiply-adds run.
+    efficiency: float = 0.5
+    #: How much longer it takes where a channel multiplier makes every vector a gather.
+    gathering: int = 8
+    #: Weight gradient: pixels whose products are summed in registers.
+    sum_pixels: int = 128
+    #: Weight gradient: least rows of a slice, most slices, and most numbers of all their parts.
+    slice_lines: int = 3
+    most_slices: int = 16
+    parts_limit: int = 2**20
+
+
+CUT = Cut()

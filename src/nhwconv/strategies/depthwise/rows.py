@@ -1,0 +1,207 @@
+"""Emits functions that work on rows of pixels for one vector of channels: tiles of pixels that lie side by side.
+
+A tile's columns are known when it is emitted where stride and dilation are ("literal"); otherwise each tap loads its
+own. Rows of taps outside of x are skipped by the caller. Columns outside are told apart tile by tile: the tiles of a
+row whose columns are all inside load without asking, the others load such columns from a vector of zeros.
+
+A row of taps is some chunks of Q1 taps and some of Q2, which covers kernels of any size and the two lengths that the
+phases of a stride have. With a channel multiplier, x is gathered through a table of channel offsets.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba.core import cgutils
+
+from ...codegen.native import Arguments, declare
+from ...codegen.simd import I64, SCALARS, Emitter, i64
+from ...runtime import machine
+
+__all__ = ["Literal", "Offsets", "RowEmitter", "literal_of", "padded", "sum_rows", "tiles"]
+
+#: Kernel sizes whose rows of taps are unrolled whole, or in the two phases of stride 2; others are chunks of 2 and 1.
+UNROLLED = (3, 5, 7)
+
+
+class Literal(NamedTuple):
+    """What a function is emitted for; stride of 0 means that stride and dilation vary."""
+
+    q1: int
+    q2: int
+    stride: int
+    dilation: int
+    gather: int
+
+    def split(self, length: int) -> tuple[int, int]:
+        """Return how many chunks of Q1 and of Q2 make a row of this length."""
+        first, rest = divmod(length, self.q1)
+        return first, rest // self.q2 if self.q2 else 0
+
+
+def _chunks(lengths: set[int]) -> tuple[int, int]:
+    """Return (Q1, Q2): rows of each of these lengths are some chunks of Q1 taps and some of Q2."""
+    longest, shortest = max(lengths), min(lengths)
+    if longest == shortest and longest in UNROLLED:
+        return longest, 0
+    if longest == shortest + 1 and 2 * longest - 1 in UNROLLED:
+        return longest, shortest  # the two phases of stride 2
+    return 2, 1
+
+
+def literal_of(lengths: set[int], stride: int, dilation: int, gather: bool) -> Literal:
+    """Return what to emit. Columns are shared among taps where stride and dilation are emitted as numbers."""
+    stride, dilation = (stride, dilation) if stride <= 2 and dilation == 1 else (0, 0)
+    return Literal(*_chunks(lengths), stride, dilation, int(gather))
+
+
+def padded(channels: int, lanes: int) -> int:
+    """Return the channels of whole vectors."""
+    return -(-channels // lanes) * lanes
+
+
+class Offsets:
+    """A table of channel offsets for whole vectors; as an integer it is its address."""
+
+    def __init__(self, values: npt.NDArray[np.int64], lanes: int) -> None:
+        self.table = np.zeros(padded(len(values), lanes), np.int64)  # those of lanes past the end are never used
+        self.table[: len(values)] = values
+
+    def __int__(self) -> int:
+        return int(self.table.ctypes.data)
+
+
+def tiles() -> tuple[int, ...]:
+    """Return the numbers of pixels of a tile, largest first; any row is some of each."""
+    return (14, 7, 4, 2, 1) if machine.registers() == 32 else (7, 4, 2, 1)
+
+
+def sum_rows(taps: int) -> int:
+    """Return how many rows of so many taps have their sums in registers at a time in the weight gradient."""
+    # Of 32 registers, 14 hold dy; of 16, 7. Kernels of three rows are the common case: no sums idle there.
+    return max(1, min(3, (15 if machine.registers() == 32 else 7) // taps))
+
+
+class RowEmitter:
+    """Emits a function that works on rows of pixels for one vector of channels."""
+
+    def __init__(self, module, name, dtype, arguments, geometry, fields, literal):
+        """Begin the function that takes what `arguments` names, and loads these fields of a record of `geometry`."""
+        function = declare(module, name, arguments, SCALARS[dtype])
+        self.builder = builder = ir.IRBuilder(function.append_basic_block("entry"))
+        self.emitter = Emitter(builder, dtype)
+        self.value = value = Arguments(function, arguments)
+        record = builder.inttoptr(value["geometry"], I64.as_pointer())
+        for field in fields:
+            value[field] = builder.load(builder.gep(record, [i64(geometry.names.index(field))]))
+        self.stride, self.dilation, self.gather = literal.stride, literal.dilation, literal.gather
+        #: vectors of x, new to a row, that an output adds
+        self.lines = max(1, self.stride * self.stride)
+        emit = self.emitter
+        self.mask = emit.first_lanes(value["channels"])
+        self.full = builder.icmp_signed(">=", value["channels"], i64(emit.lanes))
+        if self.gather:
+            offsets = builder.inttoptr(value["offsets"], ir.VectorType(I64, emit.lanes).as_pointer())
+            self.offsets = builder.load(offsets, align=8)
+
+    def columns(self, pixels, taps):
+        """Return the columns that a tile reads, in order: (stride steps, dilation steps, the (pixel, tap) pairs)."""
+        if not self.stride:
+            return [(i, s, [(i, s)]) for i in range(pixels) for s in range(taps)]
+        found: dict[int, list[tuple[int, int]]] = {}
+        for i in range(pixels):
+            for s in range(taps):
+                found.setdefault(i * self.stride + s * self.dilation, []).append((i, s))
+        return [(column, 0, found[column]) for column in sorted(found)]
+
+    def steps(self):
+        """Return the pixels that one step of stride and one of dilation move; literal columns are counted in ones."""
+        return (i64(1), i64(1)) if self.stride else (self.value["stride_w"], self.value["dilation_w"])
+
+    def load_x(self, address, column, careful):
+        """Load a vector of x; where `careful`, zeros if the column is outside, and only the channels there are."""
+        builder, emit = self.builder, self.emitter
+        if not careful:
+            return emit.load(address)
+        inside = builder.icmp_unsigned("<", column, self.value["w"])
+        address = builder.select(inside, address, self.value["zero"])
+        return emit.load(address, self.mask)
+
+    def gather_x(self, address, column, careful):
+        """Load the elements of x that the table of channel offsets names."""
+        builder, emit = self.builder, self.emitter
+        mask = self.mask
+        if careful:
+            inside = builder.icmp_unsigned("<", column, self.value["w"])
+            mask = builder.and_(mask, emit.splat(inside))
+        base = emit.splat(builder.ptrtoint(address, I64))
+        places = builder.add(base, builder.mul(self.offsets, emit.splat(i64(emit.itemsize))))
+        pointers = builder.inttoptr(places, ir.VectorType(ir.PointerType(), emit.lanes))
+        args = [pointers, ir.Constant(ir.IntType(32), emit.itemsize), mask, emit.zero]
+        return emit.call(f"llvm.masked.gather.{emit.name}.v{emit.lanes}p0", emit.vector, args)
+
+    def each_column(self, address, first, pixels, taps, careful, action, rows=(0,)):
+        """Load each column of a tile and call ``action(x, pairs, row)`` for some rows of x, so many elements apart.
+
+        `address` is that of column `first`. The rows of a column follow one another, so that their sums, which do not
+        wait for one another, keep the multiply-adds busy.
+        """
+        builder, pitch = self.builder, self.value["c"]
+        stride, dilation = self.steps()
+        load = self.gather_x if self.gather else self.load_x
+        near, far = builder.mul(stride, pitch), builder.mul(dilation, pitch)
+        a, b = 0, 0
+        start, column_start = address, first
+        for i, s, pairs in self.columns(pixels, taps):
+            if i != a:
+                start = builder.gep(start, [builder.mul(i64(i - a), near)])
+                column_start = builder.add(column_start, builder.mul(i64(i - a), stride))
+                address, column, a, b = start, column_start, i, 0
+            if s != b:
+                address, column, b = builder.gep(address, [far]), builder.add(column, dilation), s
+            if (i, s) == (0, 0):
+                column = column_start
+            for row, offset in enumerate(rows):
+                action(load(builder.gep(address, [offset]) if row else address, column, careful), pairs, row)
+
+    def prefetch(self, ahead, pixel, pixels, lines=0):
+        """Ask for some vectors a pixel of what the next rows read, in the order of memory.
+
+        The processor's own prefetcher follows this order, and not that in which tiles read: it cannot tell where a
+        vector of channels goes on.
+        """
+        builder, emit, lines = self.builder, self.emitter, lines or self.lines
+        start = builder.gep(ahead, [builder.mul(pixel, i64(lines * emit.lanes))])
+        for line in range(pixels * lines):
+            emit.prefetch(builder.gep(start, [i64(line * emit.lanes)]))
+
+    def each_tile(self, count, reach, body):
+        """Cut `count` pixels into tiles: ``body(pixel, column, P, careful)``; `reach` is a pixel's last column."""
+        builder, value = self.builder, self.value
+        done = cgutils.alloca_once(builder, I64)
+        builder.store(i64(0), done)
+        for pixels in tiles():
+            head = builder.append_basic_block(f"tiles_{pixels}")
+            tile = builder.append_basic_block(f"tile_{pixels}")
+            after = builder.append_basic_block(f"after_{pixels}")
+            builder.branch(head)
+            builder.position_at_end(head)
+            pixel = builder.load(done)
+            end = builder.add(pixel, i64(pixels))
+            builder.cbranch(builder.icmp_signed("<=", end, count), tile, after)
+            builder.position_at_end(tile)
+            stride = i64(self.stride) if self.stride else value["stride_w"]
+            column = builder.add(builder.mul(pixel, stride), value["first"])
+            last = builder.add(column, builder.add(builder.mul(i64(pixels - 1), stride), reach))
+            inside = builder.and_(builder.icmp_signed(">=", column, i64(0)), builder.icmp_signed("<", last, value["w"]))
+            with builder.if_else(builder.and_(inside, self.full)) as (plain, careful):
+                with plain:
+                    body(pixel, column, pixels, False)
+                with careful:
+                    body(pixel, column, pixels, True)
+            builder.store(end, done)
+            builder.branch(head)
+            builder.position_at_end(after)

@@ -1,0 +1,315 @@
+"""The correlation of images with packed weights: the forward pass, and the input gradient phase by phase.
+
+    y[n, p, q, j] = sum over r < R, s < Q, k < cg of
+                    x[n, p*stride - top + r*dilation, q*stride - left + s*dilation, k] * packed[r, s, k, j]  (+ bias[j])
+
+for the channels of each group; pixels outside x are zero. y is written through strides, so that a phase of the input
+gradient writes every stride-th pixel. `top` and `left` may be negative.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import NamedTuple
+
+from ...codegen.native import Pointer
+from ...codegen.packing import pack_columns, pack_rows
+from ...codegen.simd import at, fill_zero, integers, numbers
+from ...codegen.tile import Operand, Prefetch, Rows, Sum, cycles, panel_tile, tile_product, tile_shape
+from ...problem import ConvProblem
+from ...program import Part, Step, places
+from ...runtime import arrays, machine
+from ...runtime.jit import Body, ceil_div, device
+from ...runtime.records import record
+from ..axes import Axis, Correlation, correlation_fields, packings
+from ..blocking import equal_blocks, inside
+from .constants import CUT
+from .gather import Gathered, gather_block
+
+__all__ = ["Correlate", "Taps", "collide", "correlate", "correlate_step", "pack_step", "sum_blocks"]
+
+
+class Taps(Correlation):
+    """The taps, and how x is read."""
+
+    R: int  #: rows of taps, and taps of a row
+    Q: int
+    stride_h: int
+    sum_r: int  #: rows of taps, and steps of a run, that are summed at a time
+    sum_k: int
+    add_bias: int
+    tile: int  #: the micro-kernel
+
+
+class Correlate(Taps, Gathered):
+    """One correlation."""
+
+    stride_w: int
+    block_p: int  #: a task: rows of outputs, outputs of a row, and channels
+    block_q: int
+    block_d: int
+    d_first: int  #: whether all channels of the same outputs follow one another
+    blocks_d: int
+    blocks: int  #: of outputs, in all groups
+    stream: int  #: whether results go past the caches
+    merged: int  #: whether a row of taps is one run, because pixels are contiguous; otherwise each tap is one
+
+
+# ------------------------------------------------------------------------------------------------- plan
+
+
+def sum_blocks(rows: int, taps: int, run: int) -> dict[str, int]:
+    """Return how much of ``rows`` times ``taps`` times ``run`` products is summed at a time."""
+    sum_r = max(1, min(rows, CUT.sum_steps // max(taps * run, 1)))
+    parts = math.ceil(run / max(1, CUT.sum_steps // max(taps, 1)))
+    return {"sum_r": sum_r, "sum_k": max(1, equal_blocks(run, parts))}
+
+
+def collide(pixel: int, problem: ConvProblem) -> bool:
+    """Whether pixels that lie `pixel` elements apart fall into so few sets of L1 that a register tile's do not fit."""
+    rows, _, _ = tile_shape(problem.dtype.itemsize)
+    return rows * math.gcd(pixel * problem.dtype.itemsize, CUT.l1_way) > CUT.l1_ways * CUT.l1_way
+
+
+def pack_step(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool) -> tuple[Step, Part, list[int]]:
+    """Return the step that packs w for these phases, where it packs them, and where each phase begins."""
+    itemsize = problem.dtype.itemsize
+    _, nr, lanes = tile_shape(itemsize)
+    records, tasks, ends = packings(problem, phases, backward, nr * lanes, lanes)
+    packed = Part(ends[-1] * itemsize, "packed weights")
+    body = (pack_rows if backward else pack_columns)(nr * lanes, lanes, itemsize)
+    return Step(body, tuple(records), tasks, places("w", packed)), packed, ends
+
+
+def _blocking(p: int, q: int, pixels: int, reach: int, pixel: int, stride: int, mr: int) -> tuple[int, int]:
+    """Return (block_p, block_q): the rows and columns of outputs that one task computes, about `pixels` at most.
+
+    `pixel` is the bytes of x that a task reads of each, `reach` the rows of x that an output's taps span.
+    """
+    limit = max(mr, min(pixels, CUT.task_bytes // pixel // stride))
+    block_q = q if q <= limit else equal_blocks(q, math.ceil(q / limit), mr)
+    block_p = max(1, min(p, limit // block_q))
+    while block_p > 1 and ((block_p - 1) * stride + reach) * block_q * stride * pixel > 2 * CUT.task_bytes:
+        block_p -= 1
+    return equal_blocks(p, math.ceil(p / block_p)), block_q
+
+
+def _gathering(problem: ConvProblem, rows: Axis, columns: Axis, fields: dict[str, int]) -> dict[str, int]:
+    """Return whether and how x is gathered; the scratch is left to whoever knows the blocks."""
+    lanes = machine.lanes(problem.dtype.itemsize)
+    gather = rows.taps * columns.taps > 0 and (
+        rows.padded or columns.padded or problem.groups > 1 or collide(columns.stride * fields["c"], problem)
+    )
+    # Where rows or columns have a single tap, only those that it reads are gathered.
+    step_h, step_w = (axis.stride if gather and axis.taps == 1 else 1 for axis in (rows, columns))
+    pixel, cg = fields["c"], fields["cg"]
+    if gather:
+        pixel = cg + lanes if collide(columns.stride // step_w * cg, problem) else cg
+    return {"gather": gather, "step_h": step_h, "step_w": step_w, "pixel": pixel}
+
+
+def correlate_step(
+    problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool, workers: int
+) -> list[Step]:
+    """Return the steps of a correlation with channels on the vectors: its packing, and itself."""
+    pack, packed, _ = pack_step(problem, [(rows, columns)], backward)
+    itemsize = problem.dtype.itemsize
+    shape = mr, nr, lanes = tile_shape(itemsize)
+    fields = correlation_fields(problem, rows, columns, backward)
+    gathering = _gathering(problem, rows, columns, fields)
+    taps = rows.taps * columns.taps
+    n, groups, cg, dg, p, q = (fields[name] for name in ("n", "groups", "cg", "dg", "p", "q"))
+    if taps == 1 and groups == 1 and rows.plain and columns.plain:
+        # A matrix product over all pixels.
+        fields["y_n"] *= n
+        q, n, p = n * p * q, 1, 1
+        fields |= {"n": 1, "h": 1, "w": q, "p": 1, "q": q}
+    reach = (rows.taps - 1) * rows.dilation + 1
+    merged = columns.dilation == 1 and gathering["pixel"] == cg
+    # Weights that stay in L2 are read by any number of tasks; more of them are read by as few as can be.
+    small = taps * cg * dg * itemsize <= CUT.task_bytes
+    pixels = max(CUT.least_pixels, min(CUT.task_pixels, n * p * q // CUT.tasks)) if small else CUT.task_pixels
+    block_p, block_q = _blocking(p, q, pixels, reach, cg * itemsize, rows.stride, mr)
+    blocks = n * math.ceil(p / block_p) * math.ceil(q / block_q)
+    block_d = equal_blocks(dg, math.ceil(CUT.tasks / (blocks * groups)), nr * lanes)
+    blocks_d = math.ceil(dg / block_d)
+    held = ((block_p - 1) * (rows.stride // gathering["step_h"]) + reach) * gathering["pixel"]
+    held *= (block_q - 1) * (columns.stride // gathering["step_w"]) + (columns.taps - 1) * columns.dilation + 1
+    # Of x and the weights, one is read once and the other again and again: x for each block of channels, the weights,
+    # where they do not stay in L2, for each block of outputs.
+    x_again = blocks * held * (CUT.gather if gathering["gather"] else 1) * (blocks_d - 1)
+    weights_again = 0 if small else taps * cg * dg * (blocks - 1)
+    scratch = arrays.apart(held if gathering["gather"] else 0, itemsize)
+    sums = sum_blocks(rows.taps, 1, columns.taps * cg) if merged else sum_blocks(rows.taps, columns.taps, cg)
+    geometry = Correlate(
+        **fields, **gathering, **sums, R=rows.taps, Q=columns.taps, stride_h=rows.stride, stride_w=columns.stride,
+        block_p=block_p, block_q=block_q, block_d=block_d, d_first=weights_again < x_again, merged=merged,
+        blocks_d=blocks_d, blocks=blocks * groups, add_bias=bias, scratch=scratch,
+        stream=n * fields["y_n"] * itemsize >= machine.STREAM_BYTES,
+        tile=panel_tile(problem.dtype.name, mr, nr),
+    )  # fmt: skip
+    parts = Part(scratch * itemsize * workers), Part(_STATE * workers, "what is gathered")
+    operands = places("dy" if backward else "x", packed, "b" if bias else packed, "dx" if backward else "y", *parts)
+    price = n * groups * p * cycles(q, dg, taps * cg, shape)
+    step = Step(correlate(mr, nr, lanes, itemsize), (geometry,), blocks * groups * blocks_d, operands, price)
+    return [pack, step] if pack.tasks else [step]
+
+
+# ------------------------------------------------------------------------------------------------- body
+
+#: Bytes of a worker's own numbers: here that of the block whose x is in its scratch.
+_STATE = 64
+
+
+class _Block(NamedTuple):
+    """A task: outputs ``p_0:p_1`` x ``q_0:q_1`` of an image, channels ``d_0:d_1`` of a group."""
+
+    number: int  # without its channels
+    n: int
+    group: int
+    p_0: int
+    p_1: int
+    q_0: int
+    q_1: int
+    d_0: int
+    d_1: int
+
+
+class _Source(NamedTuple):
+    """What a block reads of x: its first pixel, and how far pixels, rows and their outputs are apart."""
+
+    at: Pointer
+    pixel: int
+    pitch: int
+    down: int
+    right: int
+
+
+@device
+def _block_of_task(g, task):
+    """Decode a task."""
+    number, d = (task // g.blocks_d, task % g.blocks_d) if g.d_first else (task % g.blocks, task // g.blocks)
+    blocks_p, blocks_q = ceil_div(g.p, g.block_p), ceil_div(g.q, g.block_q)
+    q_0, rest = number % blocks_q * g.block_q, number // blocks_q
+    p_0, rest = rest % blocks_p * g.block_p, rest // blocks_p
+    d_0 = d * g.block_d
+    p_1, q_1, d_1 = min(p_0 + g.block_p, g.p), min(q_0 + g.block_q, g.q), min(d_0 + g.block_d, g.dg)
+    return _Block(number, rest % g.n, rest // g.n, p_0, p_1, q_0, q_1, d_0, d_1)
+
+
+@device
+def _fill(g, block, y):
+    """Without taps, the phase of an input gradient that nothing flows to is zero."""
+    for p in range(block.p_0, block.p_1):
+        for q in range(block.q_0, block.q_1):
+            pixel = g.y_0 + block.n * g.y_n + p * g.y_p + q * g.y_q
+            fill_zero(at(y, pixel + block.group * g.dg + block.d_0), block.d_1 - block.d_0)
+
+
+@device
+def _source_of_block(g, block, x, scratch, held):
+    """Return where a block's x is: as it lies, or in scratch, gathered now unless `held` says that it is there."""
+    row, column = block.p_0 * g.stride_h - g.top, block.q_0 * g.stride_w - g.left
+    image = at(x, block.n * g.h * g.w * g.c + block.group * g.cg)
+    if not g.gather:
+        return _Source(at(image, (row * g.w + column) * g.c), g.c, g.w * g.c, g.stride_h, g.stride_w)
+    down, right = g.stride_h // g.step_h, g.stride_w // g.step_w
+    rows = (block.p_1 - block.p_0 - 1) * down + (g.R - 1) * g.dilation_h + 1
+    columns = (block.q_1 - block.q_0 - 1) * right + (g.Q - 1) * g.dilation_w + 1
+    if held[0] != block.number:
+        gather_block(g, image, row, rows, column, columns, g.cg, scratch)
+        held[0] = block.number
+    return _Source(scratch, g.pixel, columns * g.pixel, down, right)
+
+
+@device
+def _strip(g, source, a, b, width, columns, r_0, r_1, count, next_tile, line, bias, y):
+    """Compute `count` outputs of a row, from a pixel on; long sums are sums of blocks, which round less."""
+    Q, K = (1, g.Q * g.cg) if g.merged else (g.Q, g.cg)
+    for r in range(r_0, max(r_1, r_0 + 1), g.sum_r):
+        for k in range(0, K, g.sum_k):
+            first = r == r_0 and k == 0
+            last = r + g.sum_r >= r_1 and k + g.sum_k >= K
+            e, e_row = (bias, 0) if first else (y, g.y_q)
+            tile_product(
+                g.tile,
+                count,
+                columns,
+                Sum(min(g.sum_r, r_1 - r), Q, min(g.sum_k, K - k)),
+                Operand(
+                    at(a, r * g.dilation_h * source.pitch + k),
+                    g.dilation_h * source.pitch,
+                    g.dilation_w * source.pixel,
+                    source.right * source.pixel,
+                    1,
+                ),
+                Operand(at(b, (r * g.Q * g.cg + k) * width), g.Q * g.cg * width, g.cg * width, 0, width),
+                g.add_bias != 0 if first else True,
+                Rows(e, e_row),
+                Rows(y, g.y_q),
+                g.stream if last else 0,
+                Prefetch(at(a, next_tile + k * line), next_tile, line),
+            )
+
+
+@device
+def _panel(g, block, source, packed, bias, y, j, line, MR, STRIP, LANES, WIDTH):
+    """Compute a panel's channels, from j on, of all outputs of a block."""
+    K = g.Q * g.cg if g.merged else g.cg
+    width = min(WIDTH, ceil_div(g.dg - j, LANES) * LANES)
+    b = at(packed, (block.group * ceil_div(g.dg, LANES) * LANES + j) * g.R * g.Q * g.cg)
+    channel = block.group * g.dg + j
+    # Of a sum of many blocks, a strip of tiles stays in L1 from one block to the next.
+    strip = STRIP if g.sum_r < g.R or g.sum_k < K else block.q_1 - block.q_0
+    for p in range(block.p_0, block.p_1):
+        # Rows of taps in the padding are left out.
+        r_0, r_1 = inside(p * g.stride_h - g.top, g.h, g.dilation_h, g.R)
+        a_row = at(source.at, (p - block.p_0) * source.down * source.pitch)
+        y_row = at(y, g.y_0 + block.n * g.y_n + p * g.y_p + channel)
+        for q in range(block.q_0, block.q_1, strip):
+            count = min(strip, block.q_1 - q)
+            next_tile = ceil_div(count, ceil_div(count, MR)) * source.pixel
+            a = at(a_row, (q - block.q_0) * source.right * source.pixel)
+            columns = min(WIDTH, block.d_1 - j)
+            _strip(
+                g,
+                source,
+                a,
+                b,
+                width,
+                columns,
+                r_0,
+                r_1,
+                count,
+                next_tile,
+                line,
+                at(bias, channel),
+                at(y_row, q * g.y_q),
+            )
+
+
+@cache
+def correlate(MR: int, NR: int, LANES: int, ITEMSIZE: int) -> Body:
+    """Make the body for one register tile; it takes x, the packed weights, the bias, y, scratch and state."""
+    WIDTH, LINE, STRIP = NR * LANES, LANES, CUT.strip_tiles * MR
+
+    def correlate(operands, geometry, worker, task, fresh):
+        g = record(geometry, 0, Correlate)
+        table = integers(operands)
+        x, packed = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
+        bias, y = numbers(table[2], ITEMSIZE), numbers(table[3], ITEMSIZE)
+        scratch, held = at(numbers(table[4], ITEMSIZE), worker * g.scratch), integers(table[5] + worker * 64)
+        if fresh:
+            held[0] = -1
+        block = _block_of_task(g, task)
+        if g.R * g.Q * g.cg == 0:
+            _fill(g, block, y)
+            return
+        source = _source_of_block(g, block, x, scratch, held)
+        # Where a tile's pixels are one run of memory, the first panel brings the next tile's.
+        line = LINE if not g.gather and g.R * g.Q * g.stride_w == 1 else 0
+        for j in range(block.d_0, block.d_1, WIDTH):
+            _panel(g, block, source, packed, bias, y, j, line if j == block.d_0 else 0, MR, STRIP, LANES, WIDTH)
+
+    return Body(correlate)

@@ -1,0 +1,240 @@
+"""The transforms of Winograd convolution, vectorised over channels: native functions, one for each matrix and form.
+
+A tile of ``m_h x m_w`` outputs is computed as ``A^T ((G w G^T) * (B^T x B)) A``. Each of the three products with a
+constant matrix from both sides is a function that `transform` calls by its address.
+"""
+
+from __future__ import annotations
+
+from functools import cache, reduce
+from itertools import chain
+from typing import NamedTuple
+
+from llvmlite import ir
+from numba.core import cgutils
+
+from ...codegen.native import Arguments, Native, Pointer, declare, invoke, native
+from ...codegen.simd import SCALARS, Emitter, i64
+from ...runtime.jit import device
+from .points import matrices
+
+__all__ = ["Added", "Kept", "Tile", "Within", "nothing", "transform", "transforms"]
+
+OUTPUT = 2  # the place of A^T among a form's matrices
+
+
+class Tile(NamedTuple):
+    """The elements of a tile: the first, and how far the next row's and the next column's are."""
+
+    at: Pointer
+    row: int
+    column: int
+
+
+class Within(NamedTuple):
+    """The elements that exist, of those that are read: rows and columns from and up to. Others are zero."""
+
+    row_0: int
+    row_1: int
+    column_0: int
+    column_1: int
+
+
+class Kept(NamedTuple):
+    """The results that are written: so many rows and columns of them."""
+
+    rows: int
+    columns: int
+
+
+class Added(NamedTuple):
+    """What an output transform adds: whether it does, and where it is."""
+
+    add: bool
+    tile: Tile
+
+
+class _Transformed(NamedTuple):
+    """What an emitted transform takes."""
+
+    source: Tile
+    within: Within
+    target: Tile
+    kept: Kept
+    channels: int
+    added: Added
+
+
+@device
+def nothing(pointer):
+    """Add nothing; the pointer is not used."""
+    return Added(False, Tile(pointer, 0, 0))
+
+
+@device
+def transform(address, source, within, target, kept, channels, added):
+    """Transform a tile of some channels, side by side; `address` says which way.
+
+    The transforms are ``B^T x B`` (input), ``G w G^T`` (weights) and ``A^T m A`` (output). Of LANES channels or more,
+    the last vector overlaps the one before; where what is added is what is written, LANES divides their number.
+    """
+    invoke(address, _Transformed(source, within, target, kept, channels, added))
+
+
+@cache
+def transforms(dtype: str, mh: int, rh: int, mw: int, rw: int) -> dict[str, Native]:
+    """Return the three transforms of F(mh, rh) x F(mw, rw)."""
+    names = ("input", "weights", "output")
+    return {f"{name}_transform": _transform(dtype, which, mh, rh, mw, rw) for which, name in enumerate(names)}
+
+
+def _transform(dtype, which, mh, rh, mw, rw):
+    """Return one transform."""
+    high, wide = matrices(mh, rh)[which], matrices(mw, rw)[which]
+
+    def emit(module, name):
+        _Transform(module, name, dtype, high, wide, which == OUTPUT).emit()
+
+    return native(f"nhwconv_transform_{dtype}_{('input', 'weights', 'output')[which]}_{mh}_{rh}_{mw}_{rw}", emit)
+
+
+class _Transform:
+    """Emits the function that multiplies tiles by `high` from the left and by `wide` from the right."""
+
+    def __init__(self, module, name, dtype, high, wide, adds):
+        scalar = SCALARS[dtype]
+        function = declare(module, name, _Transformed, scalar)
+        self.high, self.wide, self.adds = high, wide, adds
+        self.builder = ir.IRBuilder(function.append_basic_block("entry"))
+        self.value = Arguments(function, _Transformed)
+        self.emitter = Emitter(self.builder, dtype)
+        zeros = cgutils.alloca_once_value(self.builder, self.emitter.zero)
+        self.zeros = self.builder.bitcast(zeros, scalar.as_pointer())
+        waste = cgutils.alloca_once(self.builder, self.emitter.vector)
+        self.waste = self.builder.bitcast(waste, scalar.as_pointer())
+
+    def emit(self):
+        """Whole tiles are the rule, and have a loop without selections of their own."""
+        within = self._within
+        read = [
+            within("within.row_0", "within.row_1", len(self.high[0])),
+            within("within.column_0", "within.column_1", len(self.wide[0])),
+        ]
+        kept = [within(None, "kept.rows", len(self.high)), within(None, "kept.columns", len(self.wide))]
+        source = self._chain("source", self.high[0], self.wide[0])
+        target = self._chain("target", self.high, self.wide)
+        added = self._added()
+        whole = reduce(self.builder.and_, chain(*read, *kept))
+        with self.builder.if_else(whole) as (then, otherwise):
+            with then:
+                self._loop(source, target, added)
+            with otherwise:
+                self._loop(
+                    self._selected(source, read, self.zeros),
+                    self._selected(target, kept, self.waste),
+                    self._selected(added, kept, self.zeros),
+                )
+        self.builder.ret_void()
+
+    def _within(self, low, limit, count):
+        """Return, for each of `count` places, whether it is in the range of these arguments."""
+        builder, value = self.builder, self.value
+        flags = [builder.icmp_signed("<", i64(i), value[limit]) for i in range(count)]
+        if low is not None:
+            flags = [builder.and_(f, builder.icmp_signed(">=", i64(i), value[low])) for i, f in enumerate(flags)]
+        return flags
+
+    def _chain(self, tile, rows, columns):
+        """Return a function of a channel that gives the addresses of a tile's elements, one step after another."""
+        base, row, column = (self.value[f"{tile}.{part}"] for part in ("at", "row", "column"))
+
+        def addresses(channel):
+            builder, start, table = self.builder, self.builder.gep(base, [channel]), []
+            for _ in rows:
+                table.append([start])
+                for _ in columns[1:]:
+                    table[-1].append(builder.gep(table[-1][-1], [column]))
+                start = builder.gep(start, [row])
+            return table
+
+        return addresses
+
+    def _added(self):
+        """Return the same of what is added; where nothing is, it is zero for every element and channel."""
+        builder, value, add = self.builder, self.value, self.value["added.add"]
+        for part, otherwise in (("at", self.zeros), ("row", i64(0)), ("column", i64(0))):
+            value[f"added.tile.{part}"] = builder.select(add, value[f"added.tile.{part}"], otherwise)
+        places = self._chain("added.tile", self.high, self.wide)
+        return lambda channel: places(builder.select(add, channel, i64(0)))
+
+    def _selected(self, places, flags, otherwise):
+        """Return the same, with another address for elements that do not exist."""
+
+        def addresses(channel):
+            builder, (row, column) = self.builder, flags
+            return [
+                [builder.select(builder.and_(row[i], column[j]), a, otherwise) for j, a in enumerate(line)]
+                for i, line in enumerate(places(channel))
+            ]
+
+        return addresses
+
+    def _loop(self, source, target, added):
+        """Transform vector after vector of channels."""
+        builder, emit, count = self.builder, self.emitter, self.value["channels"]
+        vectors = builder.sdiv(builder.add(count, i64(emit.lanes - 1)), i64(emit.lanes))
+        last = builder.sub(count, i64(emit.lanes))
+        with cgutils.for_range(builder, vectors) as loop:
+            channel = builder.mul(loop.index, i64(emit.lanes))
+            channel = builder.select(builder.icmp_signed("<", channel, last), channel, last)
+            tile = [[emit.load(a) for a in line] for line in source(channel)]
+            half = [_apply(emit, self.high, list(column)) for column in zip(*tile, strict=True)]
+            places, summands = target(channel), added(channel)
+            for i, line in enumerate(places):
+                results = _apply(emit, self.wide, [column[i] for column in half])
+                if self.adds:
+                    results = [builder.fadd(r, emit.load(e)) for r, e in zip(results, summands[i], strict=True)]
+                for result, address in zip(results, line, strict=True):
+                    emit.store(result, address)
+
+
+def _apply(emit, matrix, vectors):
+    """Multiply a small constant matrix by a column of vectors; rows of opposite points share their halves."""
+    results = [None] * len(matrix)
+    for i, row in enumerate(matrix):
+        if results[i] is not None:
+            continue
+        twin = next((k for k in range(i + 1, len(matrix)) if _are_twins(row, matrix[k])), None)
+        if twin is None:
+            results[i] = _combine(emit, row, vectors)
+            continue
+        same = [c if c == d else 0 for c, d in zip(row, matrix[twin], strict=True)]
+        opposite = [c if c != d else 0 for c, d in zip(row, matrix[twin], strict=True)]
+        even, odd = _combine(emit, same, vectors), _combine(emit, opposite, vectors)
+        results[i], results[twin] = emit.builder.fadd(even, odd), emit.builder.fsub(even, odd)
+    return results
+
+
+def _are_twins(row, other):
+    """Whether two rows agree up to signs, and differ in some and agree in others."""
+    pairs = [(c, d) for c, d in zip(row, other, strict=True) if c or d]
+    signs = {c == d for c, d in pairs}
+    return all(abs(c) == abs(d) for c, d in pairs) and signs == {True, False}
+
+
+def _combine(emit, coefficients, vectors):
+    """Sum of coefficients times vectors; a term with coefficient one comes first, and costs nothing."""
+    terms = sorted(((c, v) for c, v in zip(coefficients, vectors, strict=True) if c), key=lambda t: t[0] != 1)
+    if not terms:
+        return emit.zero
+    (first, vector), *rest = terms
+    builder = emit.builder
+    total = vector if first == 1 else builder.fmul(emit.constant(first), vector)
+    for coefficient, vector in rest:
+        if coefficient == 1:
+            total = builder.fadd(total, vector)
+        elif coefficient == -1:
+            total = builder.fsub(total, vector)
+        else:
+            total = emit.multiply_add(emit.constant(coefficient), vector, total)
+    return total

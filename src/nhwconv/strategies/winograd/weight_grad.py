@@ -1,0 +1,185 @@
+"""The weight gradient: dw is the correlation of x with dy, so a tile of dy is the filter, and the kernel comes out.
+
+The products at each point are summed over tiles before the inverse transform, in a few slices. ``m_h x m_w`` is a
+phase of the kernel, ``r_h x r_w`` a tile of dy.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+from ...codegen.simd import at, integers, numbers
+from ...codegen.tile import Operand, Rows, Sum, column_tile, no_prefetch, tile_product, tile_shape
+from ...problem import ConvProblem
+from ...program import Part, Step, places
+from ...runtime import arrays, machine
+from ...runtime.jit import Body, ceil_div, device
+from ...runtime.records import record
+from ..axes import correlation_fields
+from ..base import Wanted
+from ..bias import bias_steps
+from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
+from ..direct.weight_grad import sum_parts_step
+from .constants import CUT
+from .forms import Filtered, Form, cycles, filtered
+from .tiles import Tiles, points_of, tiles_of, transform_filters, transform_inputs
+from .transform import Kept, Tile, Within, nothing, transform
+
+__all__ = ["WinogradWeightGrad", "weight_grad", "weight_grad_steps"]
+
+
+class WinogradWeightGrad(Tiles):
+    """The product of one phase, which makes its own kernel positions."""
+
+    slices: int  #: of the tiles, each of which has a part of so many numbers
+    part: int
+    w_0: int  #: where the phase's first tap is in dw, and from channel of y, row and tap to the next
+    w_d: int
+    w_r: int
+    w_q: int
+    s_dy: int  #: where a worker's scratch holds transformed dy, and the sums; transformed x comes first
+    s_m: int
+
+
+# ------------------------------------------------------------------------------------------------- plan
+
+
+def _blocks(problem: ConvProblem, channels: int) -> int:
+    """Return the blocks of so many channels of x and of y, as about equal parts as there are of whole vectors."""
+    lanes = machine.lanes(problem.dtype.itemsize)
+    cg, dg = (channel_blocks(size, min(size, channels), lanes) for size in (problem.cg, problem.dg))
+    return int(cg * dg * problem.groups)
+
+
+def _scratch(problem: ConvProblem, form: Form, channels: int, block_t: int) -> dict[str, int]:
+    """Return the blocks, and where a worker keeps transformed dy and the sums, behind transformed x."""
+    lanes = machine.lanes(problem.dtype.itemsize)
+    block_k, block_d = min(problem.cg, channels), min(problem.dg, channels)
+    v, f = (form.points * point_pitch(block_t * (block + lanes), lanes) for block in (block_k, block_d))
+    m = form.points * point_pitch((block_k + lanes) * (block_d + lanes), lanes)
+    scratch = arrays.apart(v + f + m, problem.dtype.itemsize)
+    return {"block_t": block_t, "block_k": block_k, "block_d": block_d, "s_dy": v, "s_m": v + f, "scratch": scratch}
+
+
+def _cut(problem: ConvProblem, found: list[Filtered], workers: int) -> tuple[int, int, list[dict[str, int]]]:
+    """Return the slices, the channels of a block, and the blocks and scratch of each phase."""
+    itemsize = problem.dtype.itemsize
+    channels, limit = CUT.sum_bytes // itemsize, CUT.scratch_limit // itemsize
+    tiles = [problem.n * c.all_tiles for c in found]
+    few = min(math.ceil(CUT.sum_tasks / _blocks(problem, channels // 2)), min(tiles) // CUT.least_tiles)
+    most = CUT.parts_limit // math.prod(problem.w_shape)
+    slices = max(1, min(CUT.slices // _blocks(problem, channels), max(few, min(tiles) // CUT.sum_tiles), most))
+    blocks_t = [largest_block(math.ceil(count / slices), CUT.sum_tiles) for count in tiles]
+
+    def scratch() -> list[dict[str, int]]:
+        return [_scratch(problem, c.form, channels, block) for c, block in zip(found, blocks_t, strict=True)]
+
+    while channels > CUT.least_channels and (
+        slices * _blocks(problem, channels) < 2 * workers or workers * max(s["scratch"] for s in scratch()) > limit
+    ):
+        channels //= 2
+    return slices, channels, scratch()
+
+
+def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
+    """Return the products of all phases, the sum of the slices, and with a bias its own steps."""
+    itemsize, dtype = problem.dtype.itemsize, problem.dtype.name
+    mr, nr, lanes = tile_shape(itemsize)
+    found = filtered(problem, "weight_grad")
+    part = math.prod(problem.w_shape)
+    slices, channels, scratches = _cut(problem, found, wanted.workers)
+    # One slice needs no sum.
+    direct = slices == 1 and not wanted.accumulate
+    parts = "dw" if direct else Part(slices * part * itemsize, "parts of dw")
+    scratch = Part(max(s["scratch"] for s in scratches) * itemsize * wanted.workers)
+    body, tasks = weight_grad(nr * lanes, lanes, itemsize), slices * _blocks(problem, channels)
+    steps = (
+        bias_steps(math.prod(problem.y_shape[:3]), problem.d, problem.dtype.itemsize, wanted.accumulate)
+        if wanted.bias
+        else []
+    )
+    for c, sizes in zip(found, scratches, strict=True):
+        g = WinogradWeightGrad(
+            **correlation_fields(problem, c.rows, c.columns, False), **c.grid, **c.form.transposed.fields(dtype),
+            **sizes, slices=slices, part=part, w_0=(c.rows.first_tap * problem.kw + c.columns.first_tap) * problem.cg,
+            w_d=problem.kh * problem.kw * problem.cg, w_r=c.rows.tap_step * problem.kw * problem.cg,
+            w_q=c.columns.tap_step * problem.cg, tile=column_tile(dtype, mr, nr),
+        )  # fmt: skip
+        steps.append(Step(body, (g,), tasks, places("x", "dy", parts, scratch), _price(g, itemsize)))
+    if not isinstance(parts, str):
+        steps.append(sum_parts_step(problem, slices, 1, 0, parts, wanted.accumulate))
+    return steps
+
+
+def _price(g: WinogradWeightGrad, itemsize: int) -> float:
+    """Return the cycles of one phase, where sums are continued from block to block and transformed in each slice."""
+    block = CUT.sum_bytes // itemsize
+    continued = tiles_of(g) / g.block_t * CUT.continued / CUT.transform
+    weights = g.cg * g.dg * (continued + g.slices)
+    inputs, outputs = g.cg * -(-g.dg // block), g.dg * -(-g.cg // block)
+    return float(cycles(g, inputs, outputs, weights, machine.lanes(itemsize)))
+
+
+# ------------------------------------------------------------------------------------------------- body
+
+
+@device
+def _multiply(g, v, v_apart, f, f_apart, m, m_apart, tiles, d, k, add, WIDTH):
+    """Add, at each point, the product of ``(tiles, d)`` numbers of dy and ``(tiles, k)`` of x."""
+    for point in range(points_of(g)):
+        for j in range(0, k, WIDTH):
+            target = Rows(at(m, point * m_apart + j), k)
+            tile_product(
+                g.tile,
+                d,
+                min(WIDTH, k - j),
+                Sum(1, 1, tiles),
+                Operand(at(f, point * f_apart), 0, 0, 1, d),
+                Operand(at(v, point * v_apart + j), 0, 0, 0, k),
+                add,
+                target,
+                target,
+                0,
+                no_prefetch(v),
+            )
+
+
+@device
+def _write(g, m, m_apart, d, k, part):
+    """Transform the sums of d channels of y and k of x back, into a part that points to the first of them."""
+    within, kept = Within(0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1), Kept(g.m_h, g.m_w)
+    for i in range(d):
+        sums = Tile(at(m, i * k), (g.m_w + g.r_w - 1) * m_apart, m_apart)
+        taps = Tile(at(part, i * g.w_d), g.w_r, g.w_q)
+        transform(g.output_transform, sums, within, taps, kept, k, nothing(m))
+
+
+@cache
+def weight_grad(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
+    """Make the body; it takes x, dy, the parts and scratch. A task is a slice of the tiles and a block of channels."""
+
+    def weight_grad(operands, geometry, worker, task, fresh):
+        g = record(geometry, 0, WinogradWeightGrad)
+        table = integers(operands)
+        x, dy, parts = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE), numbers(table[2], ITEMSIZE)
+        v = at(numbers(table[3], ITEMSIZE), worker * g.scratch)
+        f, m = at(v, g.s_dy), at(v, g.s_m)
+        all_tiles = tiles_of(g)
+        blocks_k, blocks_d = channel_blocks(g.cg, g.block_k, LANES), channel_blocks(g.dg, g.block_d, LANES)
+        (d_0, d), rest = channel_block(task % blocks_d, g.dg, g.block_d, LANES), task // blocks_d
+        (k_0, k), rest = channel_block(rest % blocks_k, g.cg, g.block_k, LANES), rest // blocks_k
+        group, piece = rest % g.groups, rest // g.groups
+        first, last = piece * all_tiles // g.slices, (piece + 1) * all_tiles // g.slices
+        blocks_t = ceil_div(last - first, g.block_t)
+        m_apart = point_pitch(d * k, LANES)
+        for block in range(blocks_t):
+            tile = first + block * (last - first) // blocks_t
+            tiles = first + (block + 1) * (last - first) // blocks_t - tile
+            v_apart, f_apart = point_pitch(tiles * k, LANES), point_pitch(tiles * d, LANES)
+            transform_inputs(g, g.r_h, g.r_w, at(x, group * g.cg + k_0), k, tile, tiles, v, v_apart)
+            transform_filters(g, at(dy, group * g.dg + d_0), d, tile, tiles, f, f_apart)
+            _multiply(g, v, v_apart, f, f_apart, m, m_apart, tiles, d, k, block > 0, WIDTH)
+        _write(g, m, m_apart, d, k, at(parts, piece * g.part + g.w_0 + (group * g.dg + d_0) * g.w_d + k_0))
+
+    return Body(weight_grad)
