@@ -78,7 +78,7 @@ class Plan:
     # ----------------------------------------------------------------------------------------- programs
 
     @cached_property
-    def _programs(self) -> dict[Wanted, Program]:
+    def _programs(self) -> dict[tuple[bool, bool, int], Program]:
         return {}
 
     @cached_property
@@ -88,10 +88,10 @@ class Plan:
 
     def program(self, bias: bool = False, accumulate: bool = False) -> Program:
         """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there."""
-        wanted = Wanted(bias, accumulate, 1 if self._small else machine.threads())
+        wanted = bias, accumulate, 1 if self._small else machine.threads()
         found = self._programs.get(wanted)
         if found is None:
-            found = self._programs[wanted] = _program(self.strategy, self.problem, self.pass_, wanted)
+            found = self._programs[wanted] = _program(self.strategy, self.problem, self.pass_, Wanted(*wanted))
         return found
 
     @property
@@ -135,8 +135,15 @@ class Plan:
         if not (out is None and accumulate is False and self._fits(first, second, b)):
             with words_of("plan"):
                 first, second, b, out = self._checked(first, second, b, out, accumulate)
-        result = arrays.empty(self._shapes[3], self.problem.dtype) if out is None else out
-        self.run(first, second, b, result, accumulate)
+        if out is None:
+            return self.unchecked(first, second, b)
+        self.run(first, second, b, out, accumulate)
+        return out
+
+    def unchecked(self, first: Array, second: Array, b: Array | None) -> Array:
+        """Return the result of the pass on arrays that fit."""
+        result = arrays.empty(self._shapes[3], self.problem.dtype)
+        self.run(first, second, b, result)
         return result
 
     def _fits(self, first: Any, second: Any, b: Any) -> bool:

@@ -25,17 +25,20 @@ from numba import prange
 from numba.np.ufunc import parallel
 from numba.np.ufunc.parallel import get_num_threads, threading_layer
 
-from ..codegen.simd import integers
+from ..codegen.simd import integers, stack
 from . import arrays
 from .jit import call_body, compiled, compiler_lock, device
 from .tasks import clear_queue, next_task
 
-__all__ = ["ADDRESSES", "HEADER", "launch", "run", "run_calls", "start"]
+__all__ = ["ADDRESSES", "HEADER", "STACK", "launch", "run", "run_calls", "start"]
 
 #: Where the address of its data is in a NumPy array: PyArrayObject_fields of ndarrayobject.h, behind Python's header.
 HEADER = object.__basicsize__
 #: Addresses, not arrays.
 ADDRESSES = -1
+#: Bytes of scratch up to which it is on the stack: memory of its own takes longer than the least programs do.
+STACK = 16 * 1024
+_ROOM = STACK + 64
 
 # ------------------------------------------------------------------------------------------- native code
 
@@ -81,19 +84,20 @@ def _bind(image, step, table, operands):
 
 
 def execute(program, scratch, header, a0, a1, a2, a3, a4, a5, a6, a7):
-    """Run the program whose image is at an address, with this scratch (an array) and these operands."""
+    """Run the program whose image is at an address, with this scratch (an array, or 0) and these operands."""
     image = integers(program)
-    base = (_address(scratch, HEADER) + 63) & -64
+    base = (_address(scratch, HEADER) if scratch else stack(_ROOM)) + 63 & -64
     slots, step = _fill_table(image, base, header, integers(base), a0, a1, a2, a3, a4, a5, a6, a7)
     operands = base + 8 * slots
     queue = operands + 64
     for _ in range(image[0]):
         following = _bind(image, step, integers(base), integers(operands))
         body, geometry, tasks, workers = image[step], image[step + 1], image[step + 2], image[step + 3]
-        clear_queue(queue, workers)
         if workers == 1:
-            _work(body, operands, geometry, tasks, queue, 0, 1)
+            for task in range(tasks):
+                call_body(body, operands, geometry, 0, task, task == 0)
         else:
+            clear_queue(queue, workers)
             for worker in prange(workers):
                 _work(body, operands, geometry, tasks, queue, worker, workers)
         step = following
@@ -172,19 +176,25 @@ def launch(parallel_form: Any, serial_form: Any, workers: int, *arguments: Any) 
         serial_form(*arguments)
 
 
-def run(program: Any, *operands: int, header: int = HEADER) -> None:
+def run(
+    program: Any, a0: int, a1: int, a2: int, a3: int, a4: int, a5: int, a6: int, a7: int, header: int = HEADER
+) -> None:
     """Run a program of compiled steps.
 
     Parameters
     ----------
     program : Program
         What runs.
-    operands : int
+    a0, ..., a7 : int
         For each name of `nhwconv.program.ARRAYS` the ``id`` of an array, or 0; with a `header` of `ADDRESSES` the
         address of its data instead.
     """
-    scratch = arrays.scratch(program.nbytes)
-    launch(in_parallel, in_series, program.workers, program.address, id(scratch), header, *operands)
+    scratch = None if program.nbytes <= STACK else arrays.scratch(program.nbytes)
+    place = 0 if scratch is None else id(scratch)
+    if program.workers <= 1:
+        in_series(program.address, place, header, a0, a1, a2, a3, a4, a5, a6, a7)
+    else:
+        launch(in_parallel, in_series, program.workers, program.address, place, header, a0, a1, a2, a3, a4, a5, a6, a7)
 
 
 def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
