@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from nhwconv.compare.peers import Calls
+from nhwconv.cli.peers import Calls
 from nhwconv.problem import ConvProblem, Pass
 from nhwconv.timing import public_call
 from nhwconv.workloads import Data

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nhwconv import machine
-from nhwconv.compare.roofline import Roofline, measure
+from nhwconv.cli.roofline import Roofline, measure
 from nhwconv.timing import low, public_call, time_calls
 from nhwconv.workloads import make_data, parse_layer
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Browser, Page
 from typer.testing import CliRunner
 
 from browser import Visit, chromium
-from nhwconv.compare import cli
+from nhwconv.cli.app import app
 
 LAYERS = ("n2h9w8c4d6k3p1", "n1h12w12c16d16k3p1")
 
@@ -29,7 +29,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("report") / "report.html"
     layers = [word for layer in LAYERS for word in ("--layer", layer)]
     arguments = ["compare", *layers, "--seconds", "0.02", "--report", str(file)]
-    result = CliRunner().invoke(cli.app, arguments)
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     return file
 
@@ -141,7 +141,7 @@ def test_the_page_says_what_it_is_about(report: Path) -> None:
 def test_without_plotly_one_line_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "plotly" else found(name))
-    result = CliRunner().invoke(cli.app, ["compare", "--report", str(tmp_path / "report.html")])
+    result = CliRunner().invoke(app, ["compare", "--report", str(tmp_path / "report.html")])
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == "nhwconv: --report needs plotly: pip install nhwconv[compare]\n"
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""Where the command ``nhwconv`` starts; ``python -m nhwconv.compare`` is the same."""
+"""Where the command ``nhwconv`` starts; ``python -m nhwconv.cli`` is the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         print(f"nhwconv: the command line needs {error.name}: pip install nhwconv[compare]", file=sys.stderr)
         sys.exit(2)
-    from .cli import app
+    from .app import app
 
     app(prog_name="nhwconv")
 

@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import peer
-from nhwconv.compare import cli, engines
-from nhwconv.compare.engines import PEERS, Engine, EngineError, EngineProcess, first_call_in_new_process
+from nhwconv.cli import engines
+from nhwconv.cli.app import app
+from nhwconv.cli.engines import PEERS, Engine, EngineError, EngineProcess, first_call_in_new_process
 from nhwconv.problem import PASSES, Pass
 from nhwconv.timing import public_call
 from nhwconv.workloads import make_data, parse_layer
@@ -28,7 +29,7 @@ HERE = [*(name for name, engine in PEERS.items() if engine.installed()), "honest
 def compare(monkeypatch: pytest.MonkeyPatch, build: Callable[..., object], *arguments: str) -> Result:
     monkeypatch.setitem(engines.PEERS, "honest", Engine("numpy", "honest", build))
     return CliRunner().invoke(
-        cli.app, ["compare", "--layer", LAYER, "--strategies", "loop", "--seconds", "0.02", *arguments]
+        app, ["compare", "--layer", LAYER, "--strategies", "loop", "--seconds", "0.02", *arguments]
     )
 
 

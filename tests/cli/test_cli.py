@@ -19,10 +19,10 @@ from typer.testing import CliRunner, Result
 import nhwconv as nc
 import rigged
 from nhwconv import choices, tuning
-from nhwconv.compare import measure
-from nhwconv.compare.__main__ import main
-from nhwconv.compare.cli import app
-from nhwconv.compare.measure import Comparison
+from nhwconv.cli import measure
+from nhwconv.cli.__main__ import main
+from nhwconv.cli.app import app
+from nhwconv.cli.measure import Comparison
 from nhwconv.problem import PASSES
 from nhwconv.strategies import REGISTRY
 from nhwconv.workloads import parse_layer
@@ -41,7 +41,7 @@ def run(*arguments: str) -> Result:
 
 
 def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nhwconv.compare", *arguments]
+    command = [sys.executable, "-m", "nhwconv.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
 
 
@@ -259,7 +259,7 @@ def test_ctrl_c_keeps_the_rounds_that_were_done(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_in_a_process(tmp_path: Path) -> None:
     file = tmp_path / "rows.json"
-    command = [sys.executable, "-m", "nhwconv.compare", "compare", "--layer", SMALL, "--strategies", "tensordot"]
+    command = [sys.executable, "-m", "nhwconv.cli", "compare", "--layer", SMALL, "--strategies", "tensordot"]
     with subprocess.Popen(
         [*command, "--seconds", "2", "--json", str(file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         # Where tests run in the background of a shell, they ignore Ctrl-C, and a child would, too.
@@ -299,7 +299,7 @@ def test_the_script_is_the_modules_main() -> None:
 
 @pytest.mark.parametrize("missing", ["rich", "typer"])
 def test_without_the_extra_one_line_says_what_to_install(missing: str) -> None:
-    code = f"import sys; sys.modules['{missing}'] = None; from nhwconv.compare.__main__ import main; main()"
+    code = f"import sys; sys.modules['{missing}'] = None; from nhwconv.cli.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"nhwconv: the command line needs {missing}: pip install nhwconv[compare]\n"
