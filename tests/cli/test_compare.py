@@ -1,48 +1,38 @@
-"""The command line: what it prints, what it writes, how it ends."""
+"""The command compare: what it prints, what it writes, how it ends."""
 
 import csv
-import importlib.metadata
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+import threadpoolctl
 
 import nhwconv as nc
-import rigged
-from nhwconv import choices, tuning
+from clock import Clock
+from command import run
+from nhwconv import machine
 from nhwconv.cli import measure
-from nhwconv.cli.__main__ import main
-from nhwconv.cli.app import app
+from nhwconv.cli.cases import Case
 from nhwconv.cli.measure import Comparison
+from nhwconv.cli.roofline import Roofline
+from nhwconv.networks import network
 from nhwconv.problem import PASSES
 from nhwconv.strategies import REGISTRY
 from nhwconv.workloads import parse_layer
 
 SMALL = "n2h9w8c4d6k3p1"
-WIDE = "n2h12w12c64d64k3p1"  # rigged.X and rigged.W
 KEYS = (
-    "layer", "pass", "strategy", "dtype", "seconds", "spread", "median", "gflops", "peak_fraction", "roofline_fraction",
-    "error", "workspace_bytes", "peak_bytes", "compile_seconds", "chosen",
+    "layer", "pass", "strategy", "dtype", "network", "count", "seconds", "spread", "median", "cold", "gflops",
+    "peak_fraction", "roofline_fraction", "error", "workspace_bytes", "peak_bytes", "compile_seconds", "chosen",
 )  # fmt: skip
 BOUND = {"float32": 1e-5, "float64": 1e-13}  # the package's promise on standard-normal data
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
-
-
-def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nhwconv.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, **environment})
 
 
 # ------------------------------------------------------------------------------------------ compare
@@ -60,12 +50,13 @@ def test_every_strategy_and_pass_by_default(tmp_path: Path) -> None:
         assert tuple(row) == KEYS
         assert row["layer"] == SMALL
         assert row["dtype"] == "float32"
-        assert 0 < row["seconds"] < 1
+        assert (row["network"], row["count"], row["cold"]) == ("", 1, None)
+        assert row["seconds"] > 0
         assert row["spread"] >= 0
         assert row["gflops"] == pytest.approx(problem.flops / row["seconds"] / 1e9)
         assert 0 < row["error"] < BOUND["float32"]
         assert row["seconds"] <= row["median"] <= row["seconds"] + row["spread"]
-        assert 0 < row["peak_fraction"] <= 1.1
+        assert row["peak_fraction"] > 0
         assert row["roofline_fraction"] >= 0.999 * row["peak_fraction"]  # the roofline is at most the peak
         assert row["workspace_bytes"] >= 0
         assert row["peak_bytes"] >= 0
@@ -132,6 +123,7 @@ def test_a_strategy_that_refuses_is_told_with_its_reason(monkeypatch: pytest.Mon
     [
         (["--workload", "resnet5"], 'there is no workload "resnet5", expected one of article, lenet5'),
         (["--workload", "resnet5"], 'did you mean "resnet50"?'),
+        (["--network", "resnet81"], 'there is no network "resnet81", expected one of lenet5'),
         (["--layer", "n8h56"], 'layer "n8h56": "w" is missing; expected a form like n8h56w56c64d64k3s1p1'),
         (["--layer", "n1h3w3c1d1k5"], "the kernel spans 5 rows, but the padded input has only 3"),
         (["--pass", "weight-grad"], 'there is no pass "weight-grad", expected one of forward, weight_grad'),
@@ -180,23 +172,71 @@ def test_an_unknown_option_exits_with_2() -> None:
     assert "No such option" in result.stderr
 
 
-def test_nothing_compiled_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Time that passes only where a test says so, on a machine whose limits are known."""
+    monkeypatch.setattr(measure.roofline, "measure", lambda dtype: Roofline(1, 1e9, 1e9))
+    return Clock(monkeypatch.setattr)
+
+
+def test_nothing_compiled_is_timed(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """A function that is slow in its first two calls, as a compiled one may be, is timed as a fast one."""
     calls = []
 
     def fake(*_: object) -> object:
         def call() -> np.ndarray:
             calls.append(1)
-            time.sleep(0.2 if len(calls) <= 3 else 0)  # the reference's call is the first of them
+            clock.pass_(0.2 if len(calls) <= 3 else 0.001)  # the reference's call is the first of them
             return np.ones(3)
 
         return call
 
     monkeypatch.setattr(measure, "public_call", fake)
-    comparison = Comparison(parse_layer(SMALL), "forward", ("tensordot",), np.dtype(np.float32))
+    comparison = Comparison(Case(parse_layer(SMALL), "forward"), ("tensordot",), np.dtype(np.float32))
     assert len(list(comparison.steps(0.01))) == comparison.step_count
-    assert comparison.rows()[0].seconds < 0.1
-    assert comparison.rows()[0].spread < 0.1
+    (row,) = comparison.rows()
+    assert (row.seconds, row.spread) == (pytest.approx(0.001), pytest.approx(0))
+
+
+def test_cold_calls_have_other_arrays_and_keep_their_results(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """A call is cold where other arrays were used since; how long either takes is told apart."""
+    used: list[int] = []
+    alive: list[int] = []
+
+    class Result(np.ndarray):
+        def __del__(self) -> None:
+            alive.append(-1)
+
+    def fake(problem: object, pass_: object, data: measure.Data, strategy: str) -> object:
+        def call() -> np.ndarray:
+            cold = id(data.w) not in used[-1:]
+            clock.pass_(0.003 if cold else 0.001)
+            used.append(id(data.w))
+            alive.append(1)
+            return np.ones(3).view(Result)
+
+        return call
+
+    monkeypatch.setattr(measure, "public_call", fake)
+    monkeypatch.setattr(measure, "other_data", lambda data: [measure.Data(*(a.copy() for a in data)) for _ in range(5)])
+    comparison = Comparison(Case(parse_layer(SMALL), "forward"), ("tensordot",), np.dtype(np.float32), cold=True)
+    assert len(list(comparison.steps(0.01))) == comparison.step_count
+    (row,) = comparison.rows()
+    assert (row.seconds, row.cold) == (pytest.approx(0.001), pytest.approx(0.003))
+    assert max(np.cumsum(alive)) >= 5
+
+
+def test_cold_times_stand_in_the_table_and_in_files(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    arguments = ("compare", "--layer", SMALL, "--strategies", "loop,tensordot", "--pass", "forward", "--cold")
+    result = run(*arguments, "--seconds", "0.01", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    head = next(line.split() for line in result.stdout.splitlines() if line.startswith(" strategy"))
+    assert head[:5] == ["strategy", "ms", "spread", "cold", "GFLOP/s"]
+    assert all(row["cold"] > 0 for row in json.loads(file.read_text()))
+    for row in json.loads(file.read_text()):
+        line = next(line.split() for line in result.stdout.splitlines() if line.startswith(f" {row['strategy']}"))
+        assert float(line[3]) == pytest.approx(1e3 * row["cold"], rel=1e-3, abs=1e-4)
 
 
 def test_csv_has_the_rows_of_json(tmp_path: Path) -> None:
@@ -206,7 +246,9 @@ def test_csv_has_the_rows_of_json(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     with files["csv"].open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
-    assert rows == [{k: str(v) for k, v in row.items()} for row in json.loads(files["json"].read_text())]
+    assert rows == [
+        {k: "" if v is None else str(v) for k, v in row.items()} for row in json.loads(files["json"].read_text())
+    ]
 
 
 def test_measured_memory_is_the_calls_own(tmp_path: Path) -> None:
@@ -223,7 +265,7 @@ def test_measured_memory_is_the_calls_own(tmp_path: Path) -> None:
 def test_differences_within_the_spread_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three strategies of which two overlap, and one that is clear."""
     times = {"loop": [1.0, 1.0, 1.5, 1.5, 1.5], "im2col": [1.2] * 5, "tensordot": [9.0] * 5}
-    comparison = Comparison(parse_layer(SMALL), "forward", tuple(times), np.dtype(np.float32))
+    comparison = Comparison(Case(parse_layer(SMALL), "forward"), tuple(times), np.dtype(np.float32))
     assert comparison.undecided() == []
     for _ in comparison.steps(0.01):
         pass
@@ -231,6 +273,132 @@ def test_differences_within_the_spread_are_told(monkeypatch: pytest.MonkeyPatch)
     assert comparison.undecided() == ["loop", "im2col"]
     comparison.times["im2col"] = [8.0] * 5
     assert comparison.undecided() == []
+
+
+# ------------------------------------------------------------------------------------------ threads
+
+
+def blas_threads() -> set[int]:
+    return {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("arguments", [("--threads", "1"), ()])
+def test_blas_has_as_many_threads_as_numba(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While strategies run, and no longer."""
+    found: set[tuple[int, ...]] = set()
+    public_call = measure.public_call
+
+    def asking(*arguments: object) -> object:
+        call = public_call(*arguments)  # type: ignore[arg-type]
+
+        def asked() -> object:
+            found.add((machine.threads(), *blas_threads()))
+            return call()
+
+        return asked
+
+    monkeypatch.setattr(measure, "public_call", asking)
+    before = machine.threads(), blas_threads()
+    with threadpoolctl.threadpool_limits(3, user_api="blas"):
+        result = run("compare", "--layer", SMALL, "--strategies", "loop,im2col", "--seconds", "0.01", *arguments)
+        assert blas_threads() <= {3}
+    assert result.exit_code == 0, result.output
+    wanted = 1 if arguments else before[0]
+    assert found <= {(wanted, wanted), (wanted,)}  # macOS's BLAS tells nothing
+    assert (machine.threads(), blas_threads()) == before
+
+
+# ------------------------------------------------------------------------------------------ networks
+
+
+def fixed(monkeypatch: pytest.MonkeyPatch, clock: Clock, seconds: dict[str, float]) -> None:
+    """Let each strategy take so long on any layer."""
+
+    def fake(problem: object, pass_: object, data: object, strategy: str) -> object:
+        def call() -> np.ndarray:
+            clock.pass_(seconds[strategy])
+            return np.ones(3)
+
+        return call
+
+    monkeypatch.setattr(measure, "public_call", fake)
+
+
+def sums(output: str, title: str) -> dict[str, list[float]]:
+    """The rows of the table with a network's sums."""
+    lines = output[output.index(f"\n{title}\n") :].splitlines()[5:]  # below the rule
+    rows = [line.split() for line in takewhile(str.strip, lines)]
+    return {name: [float(number) for number in numbers] for name, *numbers in rows}
+
+
+def test_a_network_is_the_sum_of_its_layers(monkeypatch: pytest.MonkeyPatch, clock: Clock, tmp_path: Path) -> None:
+    """Each as often as it occurs; the first without an input gradient; cold calls by themselves."""
+    fixed(monkeypatch, clock, {"tensordot": 0.001, "loop": 0.002, "winograd": 0.0005})
+    monkeypatch.setattr(measure, "make_data", lambda problem: measure.Data(*[np.ones(3)] * 4))
+    file = tmp_path / "rows.json"
+    result = run("compare", "--network", "resnet18", "--strategies", "loop,tensordot,winograd", "--cold", "--seconds",
+                 "0.01", "--json", str(file))  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = json.loads(file.read_text())
+    assert {row["network"] for row in rows} == {"resnet18"}
+    occurring = {part.layer.name: part.count for part in network("resnet18")}
+    assert {row["layer"]: row["count"] for row in rows} == occurring
+    assert sum(occurring.values()) == 20
+    for title in ("resnet18 altogether", "resnet18 altogether, cold"):
+        table = sums(result.stdout, title)
+        assert table["loop"] == pytest.approx([40, 40, 38, 118])
+        assert table["tensordot"] == pytest.approx([20, 20, 19, 59])
+        assert table["fastest"][3] < 59
+    done = sum(row["count"] for row in rows if row["strategy"] == "winograd")
+    assert table["fastest"][3] == pytest.approx(0.5 * done + 1 * (59 - done))
+    lacking = sum(len(PASSES) - (i == 0) for i in range(len(occurring))) - sum(
+        r["strategy"] == "winograd" for r in rows
+    )
+    assert f"those missing in brackets: winograd ({lacking})" in " ".join(result.stdout.split())
+
+
+LOG = f"""something else
+nhwconv,forward,{SMALL},float32,loop,12.5
+nhwconv,weight_grad+input_grad,{SMALL},float32,loop+loop,30.0
+nhwconv,forward,{SMALL},float32,loop,11.5
+nhwconv,forward,n1h5w5c1d1k3p0x1x0x1,float64,loop,2.5
+"""
+
+
+def test_the_calls_of_a_log_are_compared_and_summed(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, tmp_path: Path
+) -> None:
+    fixed(monkeypatch, clock, {"tensordot": 0.001, "loop": 0.002})
+    log = tmp_path / "net.log"
+    log.write_text(LOG)
+    file = tmp_path / "rows.json"
+    result = run("compare", "--layers-from", str(log), "--strategies", "loop", "--seconds", "0.01", "--json", str(file))
+    assert result.exit_code == 0, result.output
+    rows = json.loads(file.read_text())
+    assert [(row["layer"], row["pass"], row["count"]) for row in rows] == [
+        (SMALL, "forward", 2), (SMALL, "weight_grad", 1), (SMALL, "input_grad", 1),
+    ]  # fmt: skip
+    assert sums(result.stdout, "net.log altogether")["loop"] == pytest.approx([4, 2, 2, 8])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "No such file or directory"),
+        ("hello\n", "it has no line of a call; NHWCONV_VERBOSE=1 writes them"),
+        (LOG, "it has no call in float16, only in float32, float64; see --dtype"),
+        ("\nnhwconv,forward,n1\n", 'line 2: "nhwconv,forward,n1" is not of the form nhwconv,pass,layer,dtype,'),
+    ],
+)
+def test_logs_that_cannot_be_used(text: str | None, message: str, tmp_path: Path) -> None:
+    log = tmp_path / "net.log"
+    if text is not None:
+        log.write_text(text)
+    for command in ("compare", "tune"):
+        result = run(command, "--layers-from", str(log), "--dtype", "float16")
+        assert (result.exit_code, result.stdout) == (2, "")
+        assert result.stderr.startswith(f"nhwconv: --layers-from {log}: {message}")
+        assert result.stderr.count("\n") == 1
 
 
 # ------------------------------------------------------------------------------------------- Ctrl-C
@@ -274,230 +442,3 @@ def test_ctrl_c_in_a_process(tmp_path: Path) -> None:
     assert error == "nhwconv: stopped: what is above was measured before\n"
     assert "input_grad" not in rest
     assert json.loads(file.read_text())[0]["pass"] == "forward"
-
-
-# ---------------------------------------------------------------------------------------- processes
-
-
-def test_the_module_runs_as_a_command(tmp_path: Path) -> None:
-    file = tmp_path / "rows.json"
-    done = process(
-        "compare", "--layer", SMALL, "--strategies", "tensordot", "--seconds", "0.01", "--json", str(file),
-        PYTHONIOENCODING="ascii",
-    )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert len(json.loads(file.read_text())) == len(PASSES)
-    bad = process("compare", "--workload", "vgg")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr.endswith('did you mean "vgg16"?\n')
-
-
-def test_the_script_is_the_modules_main() -> None:
-    (script,) = importlib.metadata.entry_points(group="console_scripts", name="nhwconv")
-    assert script.load() is main
-
-
-@pytest.mark.parametrize("missing", ["rich", "typer"])
-def test_without_the_extra_one_line_says_what_to_install(missing: str) -> None:
-    code = f"import sys; sys.modules['{missing}'] = None; from nhwconv.cli.__main__ import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"nhwconv: the command line needs {missing}: pip install nhwconv[compare]\n"
-
-
-# ------------------------------------------------------------------------------------------- tune
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder for what is tuned, and nothing remembered, before and after."""
-    monkeypatch.setattr(choices, "folder", lambda: tmp_path / "tuning")
-    monkeypatch.setenv("NHWCONV_TUNING", "write")
-    choices.forget()
-    yield tmp_path / "tuning"
-    choices.forget()
-    nc.ops.forget_plans()
-
-
-def cells(result: Result) -> list[list[str]]:
-    """The rows of tune's table."""
-    return [line.split() for line in result.stdout.splitlines() if line.startswith(" n")]
-
-
-def test_tune_keeps_the_fastest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables and files say the same, and the planner obeys, though it would have chosen the other."""
-    predicted = nc.plan("forward", rigged.X, rigged.W, padding=1).strategy
-    winner = "loop" if predicted == "winograd" else "winograd"
-    rigged.rig(monkeypatch.setattr, **{winner: rigged.FAST, predicted: rigged.SLOW})
-    arguments = ("tune", "--layer", WIDE, "--pass", "forward", "--seconds", "0.02")
-    for _ in range(2):  # the second time, too, it is the untuned choice that the winner is compared with
-        result = run(*arguments)
-        assert (result.exit_code, result.stderr) == (0, "")
-        (row,) = cells(result)
-        assert row[:3] == [WIDE, "forward", winner]
-        assert row[4] == predicted
-        assert float(row[5].removesuffix("x")) > 1.5
-        assert result.stdout.endswith(f"kept in {folder}\n")
-    assert nc.plan("forward", rigged.X, rigged.W, padding=1).strategy == winner
-    assert choices.count() == 1
-
-
-def test_tune_measures_every_pass_of_every_layer(folder: Path) -> None:
-    """Where only one strategy can do it, the table says so."""
-    result = run("tune", "--layer", SMALL, "--layer", WIDE, "--only", "n2", "--dtype", "float64", "--seconds", "0.01")
-    assert result.exit_code == 0, result.output
-    assert [row[:2] for row in cells(result)] == [[layer, pass_] for layer in (SMALL, WIDE) for pass_ in PASSES]
-    assert [row[2:] for row in cells(result)[:3]] == [["loop", "-", "no", "other", "-"]] * 3
-    assert choices.count() == 3
-
-
-def test_tune_without_the_disk_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NHWCONV_TUNING", "read")
-    result = run("tune", "--layer", WIDE, "--pass", "forward", "--seconds", "0.01")
-    assert result.exit_code == 0
-    assert result.stdout.endswith("not kept, because NHWCONV_TUNING is read\n")
-    assert not folder.exists()
-
-
-def test_ctrl_c_keeps_what_was_tuned(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed = 0
-
-    def interrupted(call: object, seconds: float) -> list[float]:
-        nonlocal timed
-        timed += 1
-        if timed == 2 * measure.ROUNDS + 2:
-            raise KeyboardInterrupt
-        return [0.001]
-
-    monkeypatch.setattr(tuning, "time_calls", interrupted)
-    result = run("tune", "--layer", WIDE)
-    assert result.exit_code == 130
-    assert result.stderr == f"nhwconv: stopped: what is above was measured before, and kept in {folder}\n"
-    assert [row[1] for row in cells(result)] == ["forward"]
-    assert choices.count() == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--workload", "resnet5"], 'did you mean "resnet50"?'),
-        (["--layer", "n8h56"], '"w" is missing'),
-        (["--pass", "weight-grad"], 'there is no pass "weight-grad"'),
-        (["--dtype", "int8"], 'there is no dtype "int8"'),
-        (["--seconds", "0"], "--seconds is 0.0, expected more than 0"),
-        (["--only", "zzz"], 'no layer has "zzz" in its name'),
-    ],
-)
-def test_bad_input_of_tune(arguments: list[str], message: str, folder: Path) -> None:
-    result = run("tune", *arguments)
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert message in result.stderr
-    assert result.stderr.startswith("nhwconv: ")
-    assert result.stderr.count("\n") == 1
-    assert not folder.exists()
-
-
-def test_tune_where_nothing_can_be_kept(tmp_path: Path) -> None:
-    """It is told before anything is measured."""
-    (tmp_path / "file").touch()
-    place = tmp_path / "file" / "below"
-    done = process("tune", NHWCONV_CACHE_DIR=str(place), NHWCONV_TUNING="write")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"nhwconv: tuning cannot be kept in {place}/nhwconv/tuning: Not a directory\n"
-
-
-@pytest.mark.parametrize("command", ["tune", "compare"])
-def test_an_unknown_value_in_the_environment(command: str) -> None:
-    done = process(command, NHWCONV_TUNING="raed")
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f'nhwconv: {command}: NHWCONV_TUNING is "raed", expected one of off, read, write\n'
-
-
-def test_tune_and_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(tuning, "make_data", no_room)
-    result = run("tune", "--layer", WIDE)
-    assert result.exit_code == 2
-    assert result.stderr == f"nhwconv: layer {WIDE} does not fit into memory\n"
-
-
-# ------------------------------------------------------------------------------------ other commands
-
-
-def test_info_tells_about_this_machine(tmp_path: Path) -> None:
-    done = process("info", NHWCONV_CACHE_DIR=str(tmp_path), NUMBA_NUM_THREADS="1")
-    assert (done.returncode, done.stderr) == (0, "")
-    facts = dict(line.split(maxsplit=1) for line in done.stdout.replace("kernel cache", "kernel-cache").splitlines())
-    assert facts["nhwconv"] == nc.__version__
-    assert facts["NumPy"].startswith(np.__version__)
-    assert facts["threads"].startswith("1, layer ")
-    assert "float32" in facts["vectors"]
-    assert all(name in facts["strategies"] for name in nc.strategies())
-    assert re.search(r"^peak +\d+ GFLOP/s, \d+ GB/s: float32, 1 thread, measured$", done.stdout, re.MULTILINE)
-    assert re.search(r"^peak +\d+ GFLOP/s, \d+ GB/s: float64, 1 thread, measured$", done.stdout, re.MULTILINE)
-    assert sys.platform != "linux" or re.search(r"L1 \d+K, L2 \d+K", facts["caches"])
-    assert facts["kernel-cache"].startswith(str(tmp_path))
-    assert facts["tuning"] == f"{tmp_path}/nhwconv/tuning: 0 entries, 0.0 MB"
-
-
-def test_clear_cache_deletes_the_kernels_and_nothing_else(tmp_path: Path) -> None:
-    folder = tmp_path / "nhwconv" / "kernels"
-    (folder / "another version").mkdir(parents=True)
-    (folder / "another version" / "kernel.bin").write_bytes(b"x" * 2_000_000)
-    (tmp_path / "other.txt").touch()
-    done = process("clear-cache", NHWCONV_CACHE_DIR=str(tmp_path))
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"deleted 1 kernels (2.0 MB) from {folder}\n"
-    assert not folder.exists()
-    assert (tmp_path / "other.txt").exists()
-    again = process("clear-cache", NHWCONV_CACHE_DIR=str(tmp_path))
-    assert (again.returncode, again.stdout) == (0, f"deleted 0 kernels (0.0 MB) from {folder}\n")
-
-
-def test_clear_cache_deletes_what_was_tuned_when_asked(tmp_path: Path) -> None:
-    folder = tmp_path / "nhwconv" / "tuning"
-    folder.mkdir(parents=True)
-    for name in ("a.json", "b.json", "c.damaged"):
-        (folder / name).touch()
-    where = {"NHWCONV_CACHE_DIR": str(tmp_path)}
-    assert "tuning" not in process("clear-cache", **where).stdout
-    assert f"tuning        {folder}: 2 entries, 0.0 MB\n" in process("info", **where).stdout
-    done = process("clear-cache", "--tuning", **where)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith(f"deleted 2 tuned choices from {folder}\n")
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize(
-    ("typed", "completed"),
-    [
-        ("compare --workload vg", ["vgg16"]),
-        ("compare --strategies loop,wi", ["loop,winograd"]),
-        ("compare --against t", ["torch"]),
-        ("tune --pass in", ["input_grad"]),
-        ("com", ["compare"]),
-    ],
-)
-def test_a_shell_completes_commands_and_names(typed: str, completed: list[str]) -> None:
-    words = f"nhwconv {typed}"
-    result = CliRunner().invoke(
-        app,
-        prog_name="nhwconv",
-        env={"_NHWCONV_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))},
-    )
-    assert result.output.split() == completed
-
-
-def test_a_mistyped_command_suggests_the_nearest() -> None:
-    result = run("compar")
-    assert result.exit_code == 2
-    assert "Did you mean 'compare'?" in result.stderr
-
-
-def test_version_and_help() -> None:
-    assert run("--version").output == f"nhwconv {nc.__version__}\n"
-    assert run("--help").exit_code == 0
-    for command in ("compare", "tune", "info", "clear-cache"):
-        assert run(command, "--help").exit_code == 0

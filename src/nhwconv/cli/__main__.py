@@ -11,6 +11,7 @@ def main() -> None:
     """Run the command line, or say in one line what has to be installed for it."""
     try:
         import rich  # noqa: F401 - asked for here, so that nothing deeper fails halfway
+        import threadpoolctl  # noqa: F401
         import typer  # noqa: F401
     except ModuleNotFoundError as error:
         print(f"nhwconv: the command line needs {error.name}: pip install nhwconv[compare]", file=sys.stderr)

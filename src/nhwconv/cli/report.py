@@ -38,7 +38,7 @@ def page(comparisons: Sequence[Comparison]) -> str:
     limits = comparisons[0].limits
     plots = [("How near to what this machine could do", _ROOFLINE, _roofline(comparisons, colours))]
     for pass_ in PASSES:
-        of_pass = [comparison for comparison in comparisons if comparison.pass_ == pass_]
+        of_pass = [comparison for comparison in comparisons if comparison.case.pass_ == pass_]
         if of_pass:
             plots.append((f"Speed: {pass_}", _SPEED, _speed(of_pass, colours)))
     if any(row.peak_bytes is not None for comparison in comparisons for row in comparison.rows()):
@@ -216,7 +216,7 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
     """What the plots do not show: refusals, and differences that mean nothing."""
     notes = []
     for comparison in comparisons:
-        name = f"{comparison.layer.name} {comparison.pass_}"
+        name = comparison.case.name
         notes += [f"{name}: {strategy} refused, because {why}" for strategy, why in comparison.refusals.items()]
         if undecided := comparison.undecided():
             notes.append(f"{name}: which is faster is open, within the spread, of {', '.join(undecided)}")
