@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import verbose
@@ -62,11 +62,16 @@ class Wanted:
         """
         passes = [p for p in PASSES if p in names("pass", self.passes or PASSES, PASSES)]
         found = [case for case in self._found(dtype) if case.pass_ in passes]
-        kept = [case for case in dict.fromkeys(found) if self.only in case.layer.name]
+        kept = [self._labelled(case) for case in dict.fromkeys(found) if self.only in case.layer.name]
         if not kept:
             layers = dict.fromkeys(case.layer.name for case in found)
             raise ValueError(f'no layer has "{self.only}" in its name, expected one of {", ".join(layers)}')
         return kept
+
+    def _labelled(self, case: Case) -> Case:
+        """Let a network that is not whole say so."""
+        partial = case.network and self.only
+        return replace(case, network=f'{case.network} ("{self.only}" only)') if partial else case
 
     def _found(self, dtype: str) -> list[Case]:
         workloads = self.workloads or []

@@ -54,7 +54,7 @@ def page(comparisons: Sequence[Comparison]) -> str:
         standings=_standings(comparisons, colours),
         totals="\n".join(_total(total) for total in totals(comparisons)),
         winners=_winners(comparisons, colours),
-        summary=html.escape(machine_line(comparisons[0])),
+        summary=html.escape(f"Times: geometric means, the fastest strategy is 1. {machine_line(comparisons[0])}."),
         library=get_plotlyjs(),
         plots="\n".join(_section(i, *plot) for i, plot in enumerate(plots)),
         head="".join(f'<th><button type="button">{html.escape(name)}</button></th>' for name, _, _ in _CELLS),
@@ -112,7 +112,7 @@ def _bar(ratio: float | None, colour: str) -> str:
 def _standings(comparisons: Sequence[Comparison], colours: dict[str, str]) -> str:
     found = standings(comparisons)
     cold = any(standing.cold is not None for standing in found)
-    head = ["strategy", "fastest on", "time, the fastest is 1", *(["cold"] if cold else []), "how"]
+    head = ["strategy", "fastest on", "time", *(["cold"] if cold else []), "how"]
     rows = []
     for s in found:
         ratios = [s.hot, s.cold] if cold else [s.hot]
@@ -127,16 +127,16 @@ def _total(total: Total) -> str:
         [html.escape(name), *(significant(1e3 * s) for s in (*(sums.seconds[p] for p in total.passes), sums.all))]
         for name, sums in total.whole.items()
     ]
-    return f"<h2>{html.escape(total.title)}</h2><div class='scroll'>{_table(head, rows, 'totals')}</div>"
+    return f'<div><h2>{html.escape(total.title)}</h2><div class="scroll">{_table(head, rows, "totals")}</div></div>'
 
 
 def _winners(comparisons: Sequence[Comparison], colours: dict[str, str]) -> str:
     found = verdicts(comparisons)
     cold = any(verdict.cold_winner for verdict in found)
-    head = ["layer", "pass", "fastest", "ms", "the next takes", *(["fastest cold"] if cold else []), "why"]
+    head = ["layer", "pass", "fastest", "ms", "lead", *(["fastest cold"] if cold else []), "why"]
     rows = []
     for v in found:
-        after = "-" if v.second is None else f"{v.lead:.2f} times as long: {html.escape(v.second.strategy)}"
+        after = "-" if v.second is None else f"{v.lead:.2f}x over {html.escape(v.second.strategy)}"
         colder = [_chip(v.cold_winner, colours) if v.cold_winner else "-"] if cold else []
         row = [html.escape(v.winner.layer), v.winner.pass_, _chip(v.winner.strategy, colours)]
         rows.append([*row, significant(1e3 * v.winner.seconds), after, *colder, html.escape(v.why)])

@@ -19,6 +19,8 @@ __all__ = ["Standing", "Verdict", "headline", "standings", "verdicts"]
 
 #: A call that reaches less than this part of its roofline in less than so many seconds spends them on itself.
 IDLE, SHORT = 0.1, 1e-4
+#: No direct convolution is faster than the peak, but the clock may be higher than when that was measured.
+FEWER = 1.2
 #: Memory of a call's own is worth a word from so many bytes on.
 LARGE = 2**20
 
@@ -63,7 +65,7 @@ class Verdict:
 def _pace(comparison: Comparison, row: Row) -> str:
     """What limits a pass, and how near to it a contender comes."""
     problem, limits = comparison.problem, comparison.limits
-    if row.peak_fraction > 1:
+    if row.peak_fraction > FEWER:
         return f"fewer multiplications: as fast as {row.peak_fraction:.1f} times the peak of a direct convolution"
     if row.roofline_fraction < IDLE and row.seconds < SHORT:
         return "the call itself takes longer than its arithmetic"
@@ -79,7 +81,7 @@ def _handicap(comparison: Comparison, winner: Row, second: Row) -> str:
     own, others = winner.peak_bytes, second.peak_bytes
     if own is not None and others is not None and others > 2 * own + LARGE:
         return f"moves {mebibytes(others)} MiB of its own, {winner.strategy} {mebibytes(own)}"
-    if winner.peak_fraction > 1 >= second.peak_fraction:
+    if winner.peak_fraction > FEWER >= second.peak_fraction:
         return f"multiplies directly, at {second.peak_fraction:.0%} of the peak"
     return f"reaches {second.roofline_fraction:.0%} of the roofline, {winner.strategy} {winner.roofline_fraction:.0%}"
 
