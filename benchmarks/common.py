@@ -39,12 +39,7 @@ class Calls:
             from nhwconv.workloads import make_data, workload
         except ImportError:
             raise NotImplementedError from None
-        import numba
-
-        if threads is not None:
-            if threads > numba.config.NUMBA_NUM_THREADS:
-                raise NotImplementedError
-            numba.set_num_threads(threads)
+        limit_threads(threads)
         layer = next((layer for layer in workload(name.split(".")[0]) if layer.name == name), None)
         if layer is None or strategy not in (*REGISTRY, "auto"):
             raise NotImplementedError
@@ -67,6 +62,17 @@ class Calls:
 
     def backward(self):
         return self.package.conv2d_backward(self.x, self.w, self.dy, **self.options)
+
+
+def limit_threads(threads):
+    """Compute with so many threads, all where that is None; a machine without so many is skipped."""
+    import numba
+
+    if threads is None:
+        return
+    if threads > numba.config.NUMBA_NUM_THREADS:
+        raise NotImplementedError
+    numba.set_num_threads(threads)
 
 
 def roofline():

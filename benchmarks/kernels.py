@@ -1,6 +1,6 @@
 """The micro-kernel alone, on operands that stay in L1."""
 
-from .common import DTYPES, THREADS, roofline
+from .common import DTYPES, THREADS, limit_threads, roofline
 
 
 class MicroKernel:
@@ -11,12 +11,9 @@ class MicroKernel:
         import nhwconv  # noqa: F401 - without it nothing can be measured, which is no reason to skip
 
         peak_call = roofline().peak_call
-        import numba
         import numpy as np
 
-        if threads > numba.config.NUMBA_NUM_THREADS:
-            raise NotImplementedError
-        numba.set_num_threads(threads)
+        limit_threads(threads)
         self.call, _ = peak_call(np.dtype(dtype), threads)
         self.call()
 
