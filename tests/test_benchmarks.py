@@ -33,8 +33,8 @@ def load(path: str) -> ModuleType:
 @pytest.fixture
 def suite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the suite importable; what it sets before Numba is imported is taken back."""
-    for name in ("OMP_PROC_BIND", "NHWCONV_TUNING"):
-        monkeypatch.setenv(name, "off")
+    monkeypatch.setenv("OMP_PROC_BIND", "false")
+    monkeypatch.setenv("NHWCONV_TUNING", "off")
     monkeypatch.syspath_prepend(ROOT)
 
 
