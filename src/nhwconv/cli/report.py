@@ -18,7 +18,7 @@ from plotly.offline import get_plotlyjs
 from ..problem import PASSES
 from .info import facts
 from .measure import Comparison, Row
-from .table import machine_line, mebibytes, milliseconds, significant
+from .table import machine_line, mebibytes, milliseconds, significant, thread_count
 from .totals import Total, totals
 from .verdict import headline, standings, verdicts
 
@@ -37,7 +37,7 @@ BAR, AROUND = 13, 120
 def page(comparisons: Sequence[Comparison]) -> str:
     """Return the page of comparisons that have rows, all of one dtype and number of threads."""
     colours = _colours(comparisons)
-    limits = comparisons[0].limits
+    threads = thread_count(comparisons[0].limits.threads)
     plots = [("How near to what this machine could do", _ROOFLINE, _roofline(comparisons, colours))]
     if any(comparison.cold for comparison in comparisons):
         plots.append(("Hot and cold", _COLD, _hot_and_cold(comparisons, colours)))
@@ -49,7 +49,7 @@ def page(comparisons: Sequence[Comparison]) -> str:
         plots.append(("Memory", _MEMORY, _memory(comparisons, colours)))
     frame = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return frame.substitute(
-        title=f"nhwconv: {len(comparisons)} comparisons, {comparisons[0].problem.dtype}, {limits.threads} threads",
+        title=f"nhwconv: {len(comparisons)} comparisons, {comparisons[0].problem.dtype}, {threads}",
         answer="\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in headline(comparisons)),
         standings=_standings(comparisons, colours),
         totals="\n".join(_total(total) for total in totals(comparisons)),

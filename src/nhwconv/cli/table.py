@@ -18,7 +18,17 @@ from .measure import Comparison, Row
 from .threads import blas_follows
 from .totals import Total
 
-__all__ = ["Tuned", "machine_line", "mebibytes", "milliseconds", "significant", "table", "total_table", "tuned_table"]
+__all__ = [
+    "Tuned",
+    "machine_line",
+    "mebibytes",
+    "milliseconds",
+    "significant",
+    "table",
+    "thread_count",
+    "total_table",
+    "tuned_table",
+]
 
 
 def table(comparison: Comparison) -> RenderableType:
@@ -86,12 +96,17 @@ def milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else significant(1e3 * seconds)
 
 
+def thread_count(number: int) -> str:
+    """Return a number of threads in words."""
+    return f"{number} thread{'s' if number > 1 else ''}"
+
+
 def machine_line(comparison: Comparison) -> str:
     """Return the limits that percentages refer to."""
     limits = comparison.limits
     return (
         f"100% is {limits.peak / 1e9:.0f} GFLOP/s of {comparison.problem.compute_dtype} and "
-        f"{limits.bandwidth / 1e9:.0f} GB/s, measured with {limits.threads} threads"
+        f"{limits.bandwidth / 1e9:.0f} GB/s, measured with {thread_count(limits.threads)}"
         f"{'' if blas_follows() else '; BLAS takes as many threads as it likes'}"
     )
 
