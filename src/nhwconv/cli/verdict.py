@@ -18,7 +18,7 @@ from .table import mebibytes
 __all__ = ["Standing", "Verdict", "headline", "standings", "verdicts"]
 
 #: A call that reaches less than this part of its roofline in less than so many seconds spends them on itself.
-IDLE, SHORT = 0.1, 1e-4
+IDLE, SHORT = 0.25, 5e-5
 #: No direct convolution is faster than the peak, but the clock may be higher than when that was measured.
 FEWER = 1.2
 #: Memory of a call's own is worth a word from so many bytes on.
