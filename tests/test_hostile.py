@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import nhwconv as nc
 from extent import amount
-from nhwconv.compare.cli import app
+from nhwconv.cli.app import app
 from nhwconv.workloads import parse_layer
 
 F = np.float32

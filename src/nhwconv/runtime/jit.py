@@ -172,7 +172,7 @@ class _LinkedIn(Compiler):
     def compile_extra(self, func: Callable[..., Any]) -> Any:
         """Compile; Numba knows a function by its entry from Python, so each gets one, which nobody ever calls."""
         result = super().compile_extra(func)
-        entry = [].append
+        entry: Any = [].append
         result.target_context.insert_user_function(entry, result.fndesc, [result.library])
         return result._replace(entry_point=entry)
 

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property, partial
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -22,16 +23,16 @@ from typing import Any, Self
 from ..problem import ConvProblem, Pass
 from ..runtime import machine
 from ..runtime.arrays import Array
-from ..timing import call_twice, public_call, time_calls
+from ..timing import call_twice, other_data, public_call, time_calls, time_cold
 from ..workloads import Data, make_data
 from . import peers
 from .peers import Calls
+from .threads import set_threads
 
 __all__ = ["PEERS", "Engine", "EngineError", "EngineProcess", "first_call_in_new_process"]
 
-#: Given a problem, a pass, its arrays and a number of threads: the call that is timed, and what makes a NumPy array, in
-#: this package's layout, of what it returns.
-Build = Callable[[ConvProblem, Pass, Data, int], Calls]
+#: Given a problem, a pass and a number of threads: how it is computed.
+Build = Callable[[ConvProblem, Pass, int], Calls]
 
 #: What a library raises where it cannot do a problem; anything else ends its process, with a traceback.
 REFUSALS = (RuntimeError, ValueError, TypeError, MemoryError)
@@ -106,7 +107,18 @@ class EngineProcess:
         EngineError
             Where the engine's process is gone.
         """
-        times: list[float] = self._ask(seconds)
+        times: list[float] = self._ask(_Time(seconds, cold=False))
+        return times
+
+    def time_cold(self, seconds: float) -> list[float]:
+        """Time calls of the last problem, each with other arrays, for so many seconds.
+
+        Raises
+        ------
+        EngineError
+            Where the engine's process is gone, or has no room for so many arrays.
+        """
+        times: list[float] = self._ask(_Time(seconds, cold=True))
         return times
 
     def _ask(self, request: object) -> Any:
@@ -146,32 +158,56 @@ def _all_processors() -> Iterator[None]:
         os.sched_setaffinity(0, here)
 
 
+@dataclass(frozen=True)
+class _Time:
+    """The request to time calls of the last problem."""
+
+    seconds: float
+    cold: bool
+
+
 def _serve(build: Build, environment: dict[str, str], pipe: Connection) -> None:
     """Answer requests until the other end of the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ.update(environment)
-    call: Callable[[], Any] = bool  # replaced by the first problem's
+    running: _Running | None = None
     with suppress(EOFError):
         while True:
             request = pipe.recv()
-            if isinstance(request, float):
-                pipe.send(time_calls(call, request))
-                continue
             try:
-                call, answer = _begin(build, *request)
+                if isinstance(request, _Time):
+                    assert running is not None, "a problem comes first"
+                    answer: object = running.time(request)
+                else:
+                    running = _Running(build, *request)
+                    answer = running.begin()
             except REFUSALS as error:
                 lines = str(error).strip().splitlines() or [type(error).__name__]
-                pipe.send(lines[0])
-            else:
-                pipe.send(answer)
+                answer = lines[0]
+            pipe.send(answer)
 
 
-def _begin(
-    build: Build, problem: ConvProblem, pass_: Pass, threads: int
-) -> tuple[Callable[[], Any], tuple[Array, float]]:
-    call, to_numpy = build(problem, pass_, make_data(problem), threads)
-    result, compiling = call_twice(call)
-    return call, (to_numpy(result), compiling)
+class _Running:
+    """The problem that an engine's process is at."""
+
+    def __init__(self, build: Build, problem: ConvProblem, pass_: Pass, threads: int) -> None:
+        self.calls, self.data = build(problem, pass_, threads), make_data(problem)
+        self.call = self._on(self.data)
+
+    def _on(self, data: Data) -> Callable[[], Any]:
+        return partial(self.calls.call, *self.calls.prepare(data))
+
+    def begin(self) -> tuple[Array, float]:
+        result, compiling = call_twice(self.call)
+        return self.calls.to_numpy(result), compiling
+
+    def time(self, request: _Time) -> list[float]:
+        return time_cold(self.cold, request.seconds) if request.cold else time_calls(self.call, request.seconds)
+
+    @cached_property
+    def cold(self) -> list[Callable[[], Any]]:
+        """The call on other arrays, and others again."""
+        return [self._on(data) for data in other_data(self.data)]
 
 
 # ------------------------------------------------------------------------------------------ first calls
@@ -183,11 +219,9 @@ class _Strategy:
 
     name: str
 
-    def __call__(self, problem: ConvProblem, pass_: Pass, data: Data, threads: int) -> Calls:
-        import numba
-
-        numba.set_num_threads(threads)
-        return public_call(problem, pass_, data, self.name), _same
+    def __call__(self, problem: ConvProblem, pass_: Pass, threads: int) -> Calls:
+        set_threads(threads)
+        return Calls(lambda data: (data,), lambda data: public_call(problem, pass_, data, self.name)(), _same)
 
 
 def _same(result: Array) -> Array:

@@ -17,6 +17,7 @@ from ..runtime import machine
 from ..runtime.store import cache_folder
 from ..strategies import AUTO, REGISTRY
 from . import roofline
+from .table import thread_count
 
 __all__ = ["cache_size", "facts", "limits"]
 
@@ -52,7 +53,7 @@ def limits() -> Iterator[tuple[str, str]]:
             with machine.at_most_threads(count):
                 found = roofline.measure(np.dtype(dtype))
             text = f"{found.peak / 1e9:.0f} GFLOP/s, {found.bandwidth / 1e9:.0f} GB/s"
-            yield "peak", f"{text}: {dtype}, {count} thread{'s' if count > 1 else ''}, measured"
+            yield "peak", f"{text}: {dtype}, {thread_count(count)}, measured"
 
 
 def cache_size() -> tuple[int, float]:

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numba
@@ -11,8 +12,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import peer
-from nhwconv.compare import cli, engines
-from nhwconv.compare.engines import PEERS, Engine, EngineError, EngineProcess, first_call_in_new_process
+from nhwconv.cli import engines
+from nhwconv.cli.app import app
+from nhwconv.cli.engines import PEERS, Engine, EngineError, EngineProcess, first_call_in_new_process
 from nhwconv.problem import PASSES, Pass
 from nhwconv.timing import public_call
 from nhwconv.workloads import make_data, parse_layer
@@ -28,7 +30,7 @@ HERE = [*(name for name, engine in PEERS.items() if engine.installed()), "honest
 def compare(monkeypatch: pytest.MonkeyPatch, build: Callable[..., object], *arguments: str) -> Result:
     monkeypatch.setitem(engines.PEERS, "honest", Engine("numpy", "honest", build))
     return CliRunner().invoke(
-        cli.app, ["compare", "--layer", LAYER, "--strategies", "loop", "--seconds", "0.02", *arguments]
+        app, ["compare", "--layer", LAYER, "--strategies", "loop", "--seconds", "0.02", *arguments]
     )
 
 
@@ -47,14 +49,23 @@ def test_a_peer_computes_what_the_package_computes(name: str, pass_: Pass, dtype
             # sums of at most 80 terms, each side's rounding a random walk
             assert np.linalg.norm(result - exact) < 2 * 9 * np.finfo(dtype).eps * np.linalg.norm(exact)
             assert compiling >= 0
-        times = engine.time(0.02)
-        assert len(times) > 0
-        assert all(0 < seconds < 1 for seconds in times)
+        for times in (engine.time(0.02), engine.time_cold(0.02)):
+            assert len(times) > 0
+            assert all(seconds > 0 for seconds in times)
 
 
-def test_the_first_call_is_told_apart() -> None:
+def test_the_first_call_and_cold_calls_are_told_apart() -> None:
+    """By a clock in the peer's process that only its calls move."""
     with EngineProcess(peer.honest) as engine:
-        assert 0.25 < engine.begin(PROBLEM, "forward")[1] < 0.5
+        assert engine.begin(PROBLEM, "forward")[1] == pytest.approx(peer.FIRST - peer.LATER)
+        assert engine.time(0.02) == pytest.approx([peer.LATER] * 19)  # and one before, not counted
+        assert engine.time_cold(0.2) == pytest.approx([2 * peer.LATER] * 100)
+
+
+def test_a_peer_computes_with_our_number_of_threads_and_so_does_its_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines.machine, "threads", lambda: 1)
+    with EngineProcess(peer.thread_counts) as engine:
+        assert set(engine.begin(PROBLEM, "forward")[0].tolist()) == {1}
 
 
 def test_a_peer_has_one_process_of_its_own_and_our_number_of_threads() -> None:
@@ -79,11 +90,16 @@ def test_a_peer_that_dies_says_how() -> None:
                 engine.begin(PROBLEM, "forward")
 
 
-def test_a_first_call_with_nothing_compiled_compiles() -> None:
-    """Whatever this machine's cache holds: the reference compiles nothing, the loop does."""
+def test_a_first_call_with_nothing_compiled_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into a folder of its own, whatever this machine's cache holds: the reference compiles nothing, the loop does."""
     problem = parse_layer("n1h8w8c8d8k3").problem()
-    assert first_call_in_new_process(problem, "forward", "tensordot") < 0.2
-    assert first_call_in_new_process(problem, "forward", "loop") > 0.2
+    for strategy in ("tensordot", "loop"):
+        folder = tmp_path / strategy
+        folder.mkdir()
+        monkeypatch.setattr(engines.tempfile, "TemporaryDirectory", lambda folder=folder: nullcontext(str(folder)))
+        assert first_call_in_new_process(problem, "forward", strategy) >= 0
+        kernels = [file for file in folder.rglob("*") if file.is_file()]
+        assert bool(kernels) == (strategy == "loop")
 
 
 # ------------------------------------------------------------------------------------- on the command line
@@ -98,9 +114,17 @@ def test_a_peer_gets_rows_like_a_strategy(tmp_path: Path, monkeypatch: pytest.Mo
     for row in rows[1::2]:
         assert row["seconds"] > 0
         assert 0 < row["error"] < 1e-6
-        assert row["compile_seconds"] > 0.25
+        assert row["compile_seconds"] == pytest.approx(peer.FIRST - peer.LATER)
         assert (row["workspace_bytes"], row["peak_bytes"], row["chosen"]) == (None, None, False)
     assert "\nhonest" in result.stdout.replace("\n honest", "\nhonest")
+
+
+def test_a_peer_without_room_for_cold_calls_is_a_line_below_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the row of its hot calls."""
+    result = compare(monkeypatch, peer.forgetful, "--against", "honest", "--pass", "forward", "--cold")
+    assert result.exit_code == 0, result.output
+    assert "\nhonest: no room\n" in result.stdout
+    assert "\n honest " in result.stdout
 
 
 @pytest.mark.parametrize(

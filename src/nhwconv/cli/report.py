@@ -1,4 +1,4 @@
-"""Comparisons as one HTML page that needs nothing else: plots, and a table that sorts.
+"""Comparisons as one HTML page that needs nothing else: who wins and why, then plots, then a table that sorts.
 
 Plotly draws; its library is part of the page. What a browser does beyond that is in ``page.html``, the frame.
 """
@@ -18,7 +18,9 @@ from plotly.offline import get_plotlyjs
 from ..problem import PASSES
 from .info import facts
 from .measure import Comparison, Row
-from .table import machine_line, mebibytes, significant
+from .table import machine_line, mebibytes, milliseconds, significant, thread_count
+from .totals import Total, totals
+from .verdict import headline, standings, verdicts
 
 __all__ = ["page"]
 
@@ -35,18 +37,24 @@ BAR, AROUND = 13, 120
 def page(comparisons: Sequence[Comparison]) -> str:
     """Return the page of comparisons that have rows, all of one dtype and number of threads."""
     colours = _colours(comparisons)
-    limits = comparisons[0].limits
+    threads = thread_count(comparisons[0].limits.threads)
     plots = [("How near to what this machine could do", _ROOFLINE, _roofline(comparisons, colours))]
+    if any(comparison.cold for comparison in comparisons):
+        plots.append(("Hot and cold", _COLD, _hot_and_cold(comparisons, colours)))
     for pass_ in PASSES:
-        of_pass = [comparison for comparison in comparisons if comparison.pass_ == pass_]
+        of_pass = [comparison for comparison in comparisons if comparison.case.pass_ == pass_]
         if of_pass:
             plots.append((f"Speed: {pass_}", _SPEED, _speed(of_pass, colours)))
     if any(row.peak_bytes is not None for comparison in comparisons for row in comparison.rows()):
         plots.append(("Memory", _MEMORY, _memory(comparisons, colours)))
     frame = Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
     return frame.substitute(
-        title=f"nhwconv: {len(comparisons)} comparisons, {comparisons[0].problem.dtype}, {limits.threads} threads",
-        summary=html.escape(machine_line(comparisons[0])),
+        title=f"nhwconv: {len(comparisons)} comparisons, {comparisons[0].problem.dtype}, {threads}",
+        answer="\n".join(f"<p>{html.escape(sentence)}</p>" for sentence in headline(comparisons)),
+        standings=_standings(comparisons, colours),
+        totals="\n".join(_total(total) for total in totals(comparisons)),
+        winners=_winners(comparisons, colours),
+        summary=html.escape(f"Times: geometric means, the fastest strategy is 1. {machine_line(comparisons[0])}."),
         library=get_plotlyjs(),
         plots="\n".join(_section(i, *plot) for i, plot in enumerate(plots)),
         head="".join(f'<th><button type="button">{html.escape(name)}</button></th>' for name, _, _ in _CELLS),
@@ -64,12 +72,75 @@ _ROOFLINE = (
 _SPEED = (
     "Longer is faster. Operations are those of a direct convolution. A whisker reaches down to the 80th percentile."
 )
+_COLD = (
+    "Each point is one strategy on one pass of a layer. On the line a call with other arrays each time, as inside a "
+    "network, takes as long as one whose arrays the call before left in the caches; above it, memory costs time."
+)
 _MEMORY = "Extra memory of a call beside its arguments and its result, as measured. Shorter is better."
 
 
 def _colours(comparisons: Sequence[Comparison]) -> dict[str, str]:
     names = dict.fromkeys(row.strategy for comparison in comparisons for row in comparison.rows())
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+# ----------------------------------------------------------------------------------------------- answer
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
+    """Return a table of cells that are HTML; each tells its column, for screens where columns do not fit."""
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    body = "\n".join(
+        "<tr>" + "".join(f'<td data-name="{html.escape(n)}">{c}</td>' for n, c in zip(head, row, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<table class="{kind}"><thead><tr>{cells}</tr></thead><tbody>\n{body}\n</tbody></table>'
+
+
+def _chip(name: str, colours: dict[str, str]) -> str:
+    return f'<b><i class="chip" style="background: {colours[name]}"></i>{html.escape(name)}</b>'
+
+
+def _bar(ratio: float | None, colour: str) -> str:
+    """Return how many times as long as the fastest; the bar is longer where that is shorter."""
+    if ratio is None:
+        return "-"
+    width = min(100.0, 100 / ratio)
+    return f'<span class="bar"><i style="width: {width:.0f}%; background: {colour}"></i></span> {ratio:.2f}'
+
+
+def _standings(comparisons: Sequence[Comparison], colours: dict[str, str]) -> str:
+    found = standings(comparisons)
+    cold = any(standing.cold is not None for standing in found)
+    head = ["strategy", "fastest on", "time", *(["cold"] if cold else []), "how"]
+    rows = []
+    for s in found:
+        ratios = [s.hot, s.cold] if cold else [s.hot]
+        bars = [_bar(ratio, colours[s.name]) for ratio in ratios]
+        rows.append([_chip(s.name, colours), f"{s.wins} of {s.of}", *bars, html.escape(s.how or "another library")])
+    return _table(head, rows, "standings")
+
+
+def _total(total: Total) -> str:
+    head = ["ms", *total.passes, "sum"]
+    rows = [
+        [html.escape(name), *(significant(1e3 * s) for s in (*(sums.seconds[p] for p in total.passes), sums.all))]
+        for name, sums in total.whole.items()
+    ]
+    return f'<div><h2>{html.escape(total.title)}</h2><div class="scroll">{_table(head, rows, "totals")}</div></div>'
+
+
+def _winners(comparisons: Sequence[Comparison], colours: dict[str, str]) -> str:
+    found = verdicts(comparisons)
+    cold = any(verdict.cold_winner for verdict in found)
+    head = ["layer", "pass", "fastest", "ms", "lead", *(["fastest cold"] if cold else []), "why"]
+    rows = []
+    for v in found:
+        after = "-" if v.second is None else f"{v.lead:.2f}x over {html.escape(v.second.strategy)}"
+        colder = [_chip(v.cold_winner, colours) if v.cold_winner else "-"] if cold else []
+        row = [html.escape(v.winner.layer), v.winner.pass_, _chip(v.winner.strategy, colours)]
+        rows.append([*row, significant(1e3 * v.winner.seconds), after, *colder, html.escape(v.why)])
+    return _table(head, rows, "winners")
 
 
 # ------------------------------------------------------------------------------------------------ plots
@@ -125,6 +196,26 @@ def _speed(comparisons: Sequence[Comparison], colours: dict[str, str]) -> go.Fig
 
     rows = [row for comparison in comparisons for row in comparison.rows()]
     return _bars(rows, [row.layer for row in rows], colours, bar, "GFLOP/s", "%{y}<br>%{x:.4g} GFLOP/s")
+
+
+def _hot_and_cold(comparisons: Sequence[Comparison], colours: dict[str, str]) -> go.Figure:
+    figure = _figure(380, "hot ms", "cold ms", xaxis_type="log", yaxis_type="log")
+    figure.update_xaxes(dtick=1).update_yaxes(dtick=1)
+    timed = [(row, 1e3 * row.seconds, 1e3 * row.cold) for c in comparisons for row in c.rows() if row.cold is not None]
+    ends = [f(f(hot, cold) for _, hot, cold in timed) for f in (min, max)] if timed else []
+    figure.add_scatter(x=ends, y=ends, name="as long", mode="lines", line_color="#888888")
+    for name, colour in colours.items():
+        own = [(row, hot, cold) for row, hot, cold in timed if row.strategy == name]
+        figure.add_scatter(
+            x=[hot for _, hot, _ in own],
+            y=[cold for _, _, cold in own],
+            name=name,
+            mode="markers",
+            marker={"color": colour, "size": 9, "symbol": [MARKERS[row.pass_] for row, _, _ in own]},
+            text=[f"{row.layer} {row.pass_}" for row, _, _ in own],
+            hovertemplate="%{text}<br>%{x:.4g} ms hot, %{y:.4g} ms cold",
+        )
+    return figure
 
 
 def _memory(comparisons: Sequence[Comparison], colours: dict[str, str]) -> go.Figure:
@@ -191,6 +282,7 @@ _CELLS: tuple[tuple[str, Any, Any], ...] = (
     ("ms", lambda row: 1e3 * row.seconds, significant),
     ("median ms", lambda row: 1e3 * row.median, significant),
     ("spread ms", lambda row: 1e3 * row.spread, significant),
+    ("cold ms", lambda row: None if row.cold is None else 1e3 * row.cold, lambda ms: milliseconds(ms and ms / 1e3)),
     ("GFLOP/s", lambda row: row.gflops, significant),
     ("of peak", lambda row: row.peak_fraction, "{:.0%}".format),
     ("of roofline", lambda row: row.roofline_fraction, "{:.0%}".format),
@@ -216,7 +308,7 @@ def _notes(comparisons: Sequence[Comparison]) -> list[str]:
     """What the plots do not show: refusals, and differences that mean nothing."""
     notes = []
     for comparison in comparisons:
-        name = f"{comparison.layer.name} {comparison.pass_}"
+        name = comparison.case.name
         notes += [f"{name}: {strategy} refused, because {why}" for strategy, why in comparison.refusals.items()]
         if undecided := comparison.undecided():
             notes.append(f"{name}: which is faster is open, within the spread, of {', '.join(undecided)}")

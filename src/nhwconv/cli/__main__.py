@@ -1,4 +1,4 @@
-"""Where the command ``nhwconv`` starts; ``python -m nhwconv.compare`` is the same."""
+"""Where the command ``nhwconv`` starts; ``python -m nhwconv.cli`` is the same."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ def main() -> None:
     """Run the command line, or say in one line what has to be installed for it."""
     try:
         import rich  # noqa: F401 - asked for here, so that nothing deeper fails halfway
+        import threadpoolctl  # noqa: F401
         import typer  # noqa: F401
     except ModuleNotFoundError as error:
         print(f"nhwconv: the command line needs {error.name}: pip install nhwconv[compare]", file=sys.stderr)
         sys.exit(2)
-    from .cli import app
+    from .app import app
 
     app(prog_name="nhwconv")
 

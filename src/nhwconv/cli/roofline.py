@@ -75,7 +75,7 @@ def measure(dtype: np.dtype[Any]) -> Roofline:
     Examples
     --------
     >>> import numpy as np
-    >>> from nhwconv.compare.roofline import measure
+    >>> from nhwconv.cli.roofline import measure
     >>> measure(np.dtype(np.float32)).peak > 1e8
     True
     """

@@ -1,9 +1,13 @@
-"""Measure strategies and peers on one pass of one layer: times in interleaved rounds, errors, memory, first calls."""
+"""Measure strategies and peers on one pass of one layer: times in interleaved rounds, errors, memory, first calls.
+
+A hot call finds its arrays where the call before left them; a cold one, as inside a network, has other arrays.
+"""
 
 from __future__ import annotations
 
 import tracemalloc
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,9 +19,10 @@ from ..problem import ConvProblem, Pass
 from ..runtime import arrays
 from ..runtime.arrays import Array
 from ..strategies import REGISTRY
-from ..timing import LOW, ROUNDS, call_twice, public_call, time_calls
-from ..workloads import Data, Layer, make_data
+from ..timing import LOW, ROUNDS, call_twice, other_data, public_call, time_calls, time_cold
+from ..workloads import Data, make_data
 from . import roofline
+from .cases import Case
 from .engines import EngineError, EngineProcess, first_call_in_new_process
 from .roofline import Roofline
 
@@ -35,8 +40,12 @@ class Row:
     ----------
     layer, pass_, strategy, dtype : str
         What was run; a peer's name stands in the place of a strategy's.
+    network, count : str, int
+        The network, or the log, that the layer belongs to, and how often it occurs there; empty and 1 for others.
     seconds, spread, median : float
-        The 20th percentile of the calls' times, how far the 80th lies above it, and the 50th.
+        The 20th percentile of the hot calls' times, how far the 80th lies above it, and the 50th.
+    cold : float or None
+        The 50th percentile of the cold calls' times; None where there were none.
     gflops : float
         10^9 operations a second, as a direct convolution counts them.
     peak_fraction, roofline_fraction : float
@@ -58,9 +67,12 @@ class Row:
     pass_: Pass
     strategy: str
     dtype: str
+    network: str
+    count: int
     seconds: float
     spread: float
     median: float
+    cold: float | None
     gflops: float
     peak_fraction: float
     roofline_fraction: float
@@ -91,12 +103,16 @@ class _Contender(Protocol):
     def time(self, seconds: float) -> list[float]:
         """Time call after call for so many seconds."""
 
+    def time_cold(self, seconds: float) -> list[float]:
+        """Time calls for so many seconds, each with other arrays."""
+
 
 class _Here:
     """A strategy, called in this process."""
 
-    def __init__(self, problem: ConvProblem, pass_: Pass, data: Data, strategy: str) -> None:
+    def __init__(self, problem: ConvProblem, pass_: Pass, data: Data, others: list[Data], strategy: str) -> None:
         self.call = public_call(problem, pass_, data, strategy)
+        self.cold = [public_call(problem, pass_, other, strategy) for other in others]
 
     def begin(self) -> tuple[Array, float]:
         return call_twice(self.call)
@@ -114,6 +130,9 @@ class _Here:
     def time(self, seconds: float) -> list[float]:
         return time_calls(self.call, seconds)
 
+    def time_cold(self, seconds: float) -> list[float]:
+        return time_cold(self.cold, seconds)
+
 
 class _There:
     """A peer, called in a process of its own."""
@@ -127,16 +146,17 @@ class _There:
     def time(self, seconds: float) -> list[float]:
         return self.engine.time(seconds)
 
+    def time_cold(self, seconds: float) -> list[float]:
+        return self.engine.time_cold(seconds)
+
 
 class Comparison:
     """One pass of one layer under several strategies. It costs nothing until `steps` is run.
 
     Parameters
     ----------
-    layer : Layer
-        The layer.
-    pass_ : {"forward", "weight_grad", "input_grad"}
-        The pass.
+    case : Case
+        The layer and the pass.
     strategies : tuple of str
         Names from the registry.
     dtype : dtype
@@ -144,6 +164,8 @@ class Comparison:
     peers : mapping of str to EngineProcess
         Other libraries, by their names; they must have been started when `steps` is run.
     cold : bool
+        Whether cold calls are timed, too.
+    first_call : bool
         Whether the first call is measured in a process of its own with nothing compiled, not in this one.
 
     Attributes
@@ -156,15 +178,15 @@ class Comparison:
 
     def __init__(
         self,
-        layer: Layer,
-        pass_: Pass,
+        case: Case,
         strategies: tuple[str, ...],
         dtype: np.dtype[Any],
         peers: Mapping[str, EngineProcess] | None = None,
         cold: bool = False,
+        first_call: bool = False,
     ) -> None:
-        self.layer, self.pass_, self.peers, self.cold = layer, pass_, dict(peers or {}), cold
-        self.problem = layer.problem(dtype)
+        self.case, self.peers, self.cold, self.first_call = case, dict(peers or {}), cold, first_call
+        self.problem, pass_ = case.layer.problem(dtype), case.pass_
         with words_of("compare"):
             self.chosen = make_plan(self.problem, pass_, "auto").strategy
         self.plans: dict[str, Plan] = {}
@@ -176,12 +198,13 @@ class Comparison:
             else:
                 self.refusals[name] = refusal
         self.times: dict[str, list[float]] = {name: [] for name in (*self.plans, *self.peers)}
+        self.cold_times: dict[str, list[float]] = {name: [] for name in self.times}
         self._starts: dict[str, _Start] = {}
 
     @property
     def step_count(self) -> int:
         """How many steps `steps` takes."""
-        return 2 + len(self.times) * (1 + ROUNDS)
+        return 2 + len(self.times) * (1 + ROUNDS * (2 if self.cold else 1))
 
     @property
     def limits(self) -> Roofline:
@@ -200,31 +223,47 @@ class Comparison:
         _ = self.limits
         yield "float64"
         data = make_data(self.problem)
-        reference = _reference(self.problem, self.pass_, data)
+        reference = _reference(self.problem, self.case.pass_, data)
+        others = other_data(data) if self.cold else []
         contenders: dict[str, _Contender] = {}
         for name in self.times:
             yield name
-            try:
-                contenders[name] = self._begin(name, data, reference)
-            except EngineError as error:
-                self.refusals[name] = str(error)
-        for _ in range(ROUNDS):
-            for name in self.times:
-                yield name
-                if name in contenders:
-                    self.times[name] += contenders[name].time(seconds / ROUNDS)
+            with self._refusing(name):
+                contenders[name] = self._begin(name, data, others, reference)
+        for cold in (False, True) if self.cold else (False,):
+            for _ in range(ROUNDS):
+                for name in self.times:
+                    yield f"{name} cold" if cold else name
+                    if name not in self.refusals:
+                        self._time(name, contenders[name], cold, seconds / ROUNDS)
 
-    def _begin(self, name: str, data: Data, reference: Array) -> _Contender:
+    @contextmanager
+    def _refusing(self, name: str) -> Iterator[None]:
+        """Let what a peer cannot do be a refusal."""
+        try:
+            yield
+        except EngineError as error:
+            self.refusals[name] = str(error)
+
+    def _time(self, name: str, contender: _Contender, cold: bool, seconds: float) -> None:
+        with self._refusing(name):
+            if cold:
+                self.cold_times[name] += contender.time_cold(seconds)
+            else:
+                self.times[name] += contender.time(seconds)
+
+    def _begin(self, name: str, data: Data, others: list[Data], reference: Array) -> _Contender:
         """Make the first calls, which compile or load whatever is needed: outside every timing."""
+        pass_ = self.case.pass_
         if name in self.peers:
-            peer = _There(self.peers[name], self.problem, self.pass_)
+            peer = _There(self.peers[name], self.problem, pass_)
             result, compiling = peer.begin()
             self._starts[name] = _Start(_error(result, reference), compiling, None)
             return peer
-        here = _Here(self.problem, self.pass_, data, name)
+        here = _Here(self.problem, pass_, data, others, name)
         result, compiling = here.begin()
-        if self.cold:
-            compiling = first_call_in_new_process(self.problem, self.pass_, name)
+        if self.first_call:
+            compiling = first_call_in_new_process(self.problem, pass_, name)
         self._starts[name] = _Start(_error(result, reference), compiling, here.peak_bytes())
         return here
 
@@ -240,15 +279,18 @@ class Comparison:
 
     def _row(self, name: str) -> Row:
         low, median, high = (float(v) for v in np.percentile(self.times[name], (LOW, 50, HIGH)))
-        flops, start = self.problem.flops, self._starts[name]
+        flops, start, cold = self.problem.flops, self._starts[name], self.cold_times[name]
         return Row(
-            layer=self.layer.name,
-            pass_=self.pass_,
+            layer=self.case.layer.name,
+            pass_=self.case.pass_,
             strategy=name,
             dtype=self.problem.dtype.name,
+            network=self.case.network,
+            count=self.case.count,
             seconds=low,
             spread=high - low,
             median=median,
+            cold=float(np.median(cold)) if cold else None,
             gflops=flops / low / 1e9,
             peak_fraction=flops / low / self.limits.peak,
             roofline_fraction=self.limits.seconds(self.problem) / low,
