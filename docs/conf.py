@@ -1,4 +1,4 @@
-"""Sphinx's settings: Markdown by MyST, the reference from docstrings that are read and not imported, formulas as MathML.
+"""Sphinx's settings: pages in Markdown, the reference from docstrings as they stand in the sources, formulas as MathML.
 
     make docs
 
