@@ -11,7 +11,7 @@ BIN     := $(VENV)/bin
 TIMED   := env -u OPENBLAS_CORETYPE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-adapters nightly soak mutants lint docs report build bench bench-compare bench-record dashboard clean
+.PHONY: help demo test test-adapters test-pages nightly soak mutants lint docs report build bench bench-compare bench-record dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: $(VENV)/with-test  ## run all tests; ARGS goes to pytest
 
 test-adapters: $(VENV)/with-adapters  ## test the adapters for PyTorch, JAX and Dask; none may be skipped
 	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/adapters $(ARGS)
+
+test-pages: $(VENV)/with-pages  ## test the documentation's site in a browser: chromium or chrome has to be there
+	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/pages $(ARGS)
 
 nightly: $(VENV)/with-test  ## run all tests in their long forms: more problems, more threads, more calls
 	NHWCONV_TESTS=nightly $(BIN)/python -m pytest $(ARGS)

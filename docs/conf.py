@@ -46,6 +46,7 @@ default_role = "py:obj"  # `conv2d` is a link where there is such a thing
 # What it looks like.
 html_theme = "furo"
 html_title = f"nhwconv {release}"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False

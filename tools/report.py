@@ -44,10 +44,14 @@ Row = dict[str, Any]
 # --------------------------------------------------------------------------------------------- measuring
 
 
-def run(*arguments: object) -> str:
-    """Run Python with these arguments, untuned; return what it prints."""
+#: The command, as the environment has it that this runs in.
+NHWCONV = Path(sys.executable).with_name("nhwconv")
+
+
+def run(program: object, *arguments: object) -> str:
+    """Run a program, untuned; return what it prints."""
     environment = {**os.environ, "NHWCONV_TUNING": "off"}
-    command = [sys.executable, *map(str, arguments)]
+    command = [str(program), *map(str, arguments)]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"this failed: {' '.join(command)}")
@@ -56,7 +60,7 @@ def run(*arguments: object) -> str:
 
 def machine() -> dict[str, str]:
     """Return what `nhwconv info` says of this machine, and the versions of the others."""
-    facts = [re.split(r"  +", line, maxsplit=1) for line in run("-m", "nhwconv.compare", "info").splitlines()]
+    facts = [re.split(r"  +", line, maxsplit=1) for line in run(NHWCONV, "info").splitlines()]
     found = {name: text for name, text in facts if name in ("nhwconv", "Python", "NumPy", "Numba", "CPU", "threads")}
     peaks = [text for name, text in facts if name == "peak"]
     versions = {PEERS[name]: metadata.version(name) for name in PEERS}
@@ -68,7 +72,7 @@ def layers(workloads: list[str], dtype: str, seconds: float) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.json"
         names = [option for name in workloads for option in ("--workload", name)]
-        run("-m", "nhwconv.compare", "compare", *names, "--strategies", "depthwise,loop,winograd", "--against",
+        run(NHWCONV, "compare", *names, "--strategies", "depthwise,loop,winograd", "--against",
             ",".join(PEERS), "--dtype", dtype, "--seconds", seconds, "--json", file)  # fmt: skip
         timed: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
         for row in json.loads(file.read_text(encoding="utf-8")):
@@ -82,9 +86,9 @@ def layers(workloads: list[str], dtype: str, seconds: float) -> Iterator[Row]:
 def network(name: str, dtype: str, given: argparse.Namespace) -> Row:
     """Return the row of a training step of one network."""
     framework, model = name.split(":")
-    times = json.loads(run(ROOT / "tools" / "networks.py", framework, model, "--dtype", dtype, "--batch", given.batch,
-                           "--size", given.size, "--seconds", given.network_seconds))  # fmt: skip
-    return {"kind": "network", "name": name, "pass": "step", "dtype": dtype, "seconds": times}
+    options = ["--dtype", dtype, "--batch", given.batch, "--size", given.size, "--seconds", given.network_seconds]
+    printed = run(sys.executable, ROOT / "tools" / "networks.py", framework, model, *options)
+    return {"kind": "network", "name": name, "pass": "step", "dtype": dtype, "seconds": json.loads(printed)}
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -195,7 +199,7 @@ STYLE = """
 .quiet { fill: #9aa4af } .torch { fill: #6cb0f5; stroke: #6cb0f5 } .jax { fill: #f0965c; stroke: #f0965c }
 .float64 { fill: #161b22 } }
 """
-LEFT, RIGHT, ROW, TOP = 190, 700, 20, 64
+LEFT, RIGHT, ROW, TOP = 170, 600, 20, 64
 EMPTY = "No figures yet: make report draws this chart."
 
 
