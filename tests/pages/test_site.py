@@ -129,17 +129,30 @@ def test_the_search_needs_no_server(browser: Browser, site: Path) -> None:
     visit.page.context.close()
 
 
-def test_the_reference_has_every_public_name(there: Visit, address: str) -> None:
-    """With its parameters, its errors and its example."""
-    tree = ast.parse((ROOT / "src" / "nhwconv" / "__init__.py").read_text(encoding="utf-8"))
-    (names,) = [ast.literal_eval(s.value) for s in tree.body if isinstance(s, ast.Assign)]
-    there.page.goto(f"{address}reference.html")
+def public(module: str) -> set[str]:
+    """Return the names in a module's ``__all__``, without importing it: PyTorch, JAX and Dask need not be there."""
+    tree = ast.parse((ROOT / "src" / "nhwconv" / f"{module}.py").read_text(encoding="utf-8"))
+    (names,) = [s.value for s in tree.body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "__all__"]
+    prefix = "nhwconv" if module == "__init__" else f"nhwconv.{module}"
+    return {f"{prefix}.{name}" for name in ast.literal_eval(names) if not name.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("page", "modules"), [("reference", ["__init__"]), ("adapters", ["torch", "jax", "dask"])], ids=lambda of: str(of)
+)
+def test_the_reference_has_every_public_name(there: Visit, address: str, page: str, modules: list[str]) -> None:
+    there.page.goto(f"{address}{page}.html")
     ids = set(there.page.evaluate("Array.from(document.querySelectorAll('dt.sig')).map(e => e.id)"))
-    assert {f"nhwconv.{name}" for name in names if not name.startswith("_")} <= ids
+    assert set().union(*map(public, modules)) <= ids
+
+
+def test_an_entry_of_the_reference_has_what_its_docstring_has(there: Visit, address: str) -> None:
+    there.page.goto(f"{address}reference.html")
     entry = there.page.locator("dl.py.function", has=there.page.locator("[id='nhwconv.conv2d']"))
     for title in ("Parameters", "Returns", "Raises", "Examples"):
         assert entry.locator("dt, p.rubric", has_text=title).count() >= 1
     assert entry.locator("div.doctest").count() == 1
+    assert entry.locator("a[href='#nhwconv.strategies']").count() >= 1  # a name in its text is a link
 
 
 class _Links(HTMLParser):
