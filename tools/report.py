@@ -91,17 +91,18 @@ def network(name: str, dtype: str, given: argparse.Namespace) -> Row:
     return {"kind": "network", "name": name, "pass": "step", "dtype": dtype, "seconds": json.loads(printed)}
 
 
-def measure(given: argparse.Namespace) -> dict[str, Any]:
-    """Measure everything; say on standard error what is being measured."""
-    rows: list[Row] = []
+def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Yield what has been measured so far, after each network and dtype; say on standard error what comes next."""
+    found: dict[str, Any] = {"machine": machine(), "images": [given.batch, given.size], "rows": []}
     for dtype in given.dtypes:
         for name in given.networks:
             print(f"{name}, {dtype}", file=sys.stderr)
-            rows.append(network(name, dtype, given))
+            found["rows"].append(network(name, dtype, given))
+            yield found
         if given.workloads:
             print(f"layers, {dtype}", file=sys.stderr)
-            rows += layers(given.workloads, dtype, given.seconds)
-    return {"machine": machine(), "images": [given.batch, given.size], "rows": rows}
+            found["rows"] += layers(given.workloads, dtype, given.seconds)
+            yield found
 
 
 # ---------------------------------------------------------------------------------------------- printing
@@ -264,11 +265,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.2, help="how long each contender is timed on a pass")
     parser.add_argument("--network-seconds", type=float, default=15, help="how long each contender steps")
     given = parser.parse_args()
-    if given.source:
-        found = json.loads(given.source.read_text(encoding="utf-8"))
-    else:
-        found = measure(given)
-        (given.out / "report.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    source = given.source or given.out / "report.json"
+    if not given.source:
+        for found in measure(given):  # what was measured is kept, whatever happens to the rest
+            source.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found = json.loads(source.read_text(encoding="utf-8"))
     text = tables(found)
     print(text)
     fill(given.out / "performance.md", text)

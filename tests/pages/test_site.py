@@ -131,7 +131,8 @@ def test_the_search_needs_no_server(browser: Browser, site: Path) -> None:
 
 def public(module: str) -> set[str]:
     """Return the names in a module's ``__all__``, without importing it: PyTorch, JAX and Dask need not be there."""
-    tree = ast.parse((ROOT / "src" / "nhwconv" / f"{module}.py").read_text(encoding="utf-8"))
+    places = (ROOT / "src" / "nhwconv" / end for end in (f"{module}.py", f"{module}/__init__.py"))
+    tree = ast.parse(next(place for place in places if place.exists()).read_text(encoding="utf-8"))
     (names,) = [s.value for s in tree.body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == "__all__"]
     prefix = "nhwconv" if module == "__init__" else f"nhwconv.{module}"
     return {f"{prefix}.{name}" for name in ast.literal_eval(names) if not name.startswith("_")}
