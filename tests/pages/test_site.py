@@ -24,6 +24,14 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(page.stem for page in (ROOT / "docs").glob("*.md"))
 PHONE, DESK = 375, 1200
 
+#: What reaches past the right edge of the screen, and is in nothing of the article that scrolls by itself.
+CUT_OFF = """() => {
+    const auto = e => ["auto", "scroll"].includes(getComputedStyle(e).overflowX);
+    const scrolls = e => e.tagName != "ARTICLE" && (auto(e) || scrolls(e.parentElement));
+    const past = e => e.getBoundingClientRect().right > document.documentElement.clientWidth + 1;
+    return Array.from(document.querySelectorAll("article *")).filter(e => past(e) && !scrolls(e)).map(e => e.outerHTML);
+}"""
+
 
 class Quiet(SimpleHTTPRequestHandler):
     """Serve files and say nothing."""
@@ -81,6 +89,7 @@ def test_a_page_opens_and_fits_the_screen(there: Visit, address: str, page: str)
     assert there.page.locator("article h1").count() == 1
     wide, screen = there.page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert wide <= screen, "the page scrolls sideways"
+    assert there.page.evaluate(CUT_OFF) == []
     assert there.page.evaluate("Array.from(document.images).every(i => i.complete && i.naturalWidth > 0)")
 
 
