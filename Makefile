@@ -13,7 +13,8 @@ BIN     := $(VENV)/bin
 TIMED   := env -u OPENBLAS_CORETYPE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-adapters test-pages nightly soak mutants lint build bench bench-compare bench-noise bench-record dashboard clean
+.PHONY: help demo test test-adapters test-pages nightly soak mutants lint docs report build bench bench-compare \
+	bench-noise bench-record dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,9 +48,16 @@ lint: $(VENV)/with-dev  ## ruff and mypy
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(VENV)/with-docs  ## build the documentation into build/site; a warning is an error
+	$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going -d build/doctrees docs build/site
+
+report: $(VENV)/with-report  ## time layers and networks against PyTorch and JAX; fill docs/performance.md and docs/report.svg
+	$(TIMED) OMP_PROC_BIND=true $(BIN)/python tools/report.py $(ARGS)
+
 build: $(VENV)/with-dev  ## a wheel and a source distribution in dist/
 	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: $(VENV)/with-bench  ## run the asv benchmarks once on this checkout, keeping no times: those that match BENCH
 	$(BIN)/asv machine --yes
