@@ -33,7 +33,7 @@ Array = npt.NDArray[Any]
 
 #: Axes of the arrays of each kind, where g counts groups and the axis behind it one group's channels.
 _AXES = {"x": "nhwgc", "w": "gdklc", "y": "nopgd"}
-_LAYOUTS = {"OHWI": (0, 1, 2, 3), "HWIO": (3, 0, 1, 2)}
+_LAYOUTS = {"OHWI": "(D, KH, KW, C)", "HWIO": "(KH, KW, C, D)"}
 
 
 class _Options(NamedTuple):
@@ -120,13 +120,15 @@ def conv2d(
     x, w = jnp.asarray(x), jnp.asarray(w)
     b = None if b is None else jnp.asarray(b)
     if w_layout not in _LAYOUTS:
-        checks.fail(me, f"w_layout is {w_layout!r}, expected one of {', '.join(map(repr, _LAYOUTS))}")
+        checks.fail(me, f"w_layout is {w_layout!r}, expected {' or '.join(map(repr, _LAYOUTS))}")
     if x.ndim != 4 or w.ndim != 4:
-        checks.fail(me, f"x has shape {x.shape} and w {w.shape}, expected four axes each, x as (N, H, W, C)")
+        checks.fail(me, f"x has shape {x.shape} and w {w.shape}, expected (N, H, W, C) and {_LAYOUTS[w_layout]}")
     if any(map(jax.export.is_symbolic_dim, (*x.shape[1:], *w.shape))):
         checks.fail(me, f"x has shape {x.shape} and w {w.shape}; only the number of samples may be symbolic")
-    w = w.transpose(_LAYOUTS[w_layout])
-    padding = padding.lower() if padding in ("SAME", "VALID") else padding
+    if w_layout == "HWIO":
+        w = w.transpose(3, 0, 1, 2)
+    if isinstance(padding, str) and padding in ("SAME", "VALID"):
+        padding = padding.lower()
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy}
     like = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options)
     plain = _Options(*map(_plain, options.values()), threads=_thread_limit())
@@ -166,7 +168,8 @@ def _bind(this: _Pass, first: Any, second: Any, options: _Options, size: tuple[i
 
 
 def _varying(array: Any) -> frozenset[str]:
-    return frozenset(jax.typeof(array).manual_axis_type.varying)
+    kind = jax.typeof(array)  # JAX 0.10 renamed the attribute
+    return frozenset(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)
 
 
 def _shape(this: _Pass, first: Any, second: Any, options: _Options, size: tuple[int, int]) -> tuple[Any, ...]:
@@ -287,11 +290,20 @@ def _merged(five: list[Any], axes: str) -> tuple[Any, ...]:
 # gradient, and the weights' gradient is a sum over them. Whatever else is sharded is gathered.
 
 
+def _lower(cut: Any, context: Any, first: Any, second: Any, *, options: _Options, size: tuple[int, int]) -> Any:
+    axes = context.module_context.axis_context
+    if isinstance(axes, mlir.SPMDAxisContext) and set(axes.manual_axes) != set(axes.mesh.axis_names):
+        message = "conv2d within shard_map needs all axes of the mesh to be manual: leave out shard_map's axis_names"
+        raise NotImplementedError(message)  # XLA's partitioner would crash
+    lower = mlir.lower_fun(lambda first, second: cut(first, second, options, size), multiple_results=False)
+    return lower(context, first, second)
+
+
 def _sharding_rule(this: _Pass, *_: Any) -> Any:
     names = {"x": "n h w c", "w": "d k l e", "y": "n o p f"}
     rule = f"{names[this.first]}, {names[this.second]} -> {names[this.result]}"
     summed = ("n",) if this.result == "w" else ()
-    whole = sorted(set(rule) & set("hwcdkleopf"))
+    whole = dict.fromkeys(name for name in rule if name.isalpha() and name != "n")  # each once, in the rule's order
     return rule, {"need_replication_factors": tuple(whole), "reduction_factors": summed}
 
 
@@ -357,8 +369,7 @@ def _primitive(this: _Pass) -> Primitive:
         return _call(this, first, second, options, size)
 
     cut.def_partition(partial(_partition, this), sharding_rule=partial(_sharding_rule, this))
-    lowered = mlir.lower_fun(lambda a, b, options, size: cut(a, b, options, size), multiple_results=False)
-    mlir.register_lowering(primitive, lowered, platform="cpu")
+    mlir.register_lowering(primitive, partial(_lower, cut), platform="cpu")
     # A partitioner must know the devices. JAX has no public name for this.
     prim_requires_devices_during_lowering.add(primitive)
     return primitive

@@ -204,9 +204,7 @@ def _behind_gate(called: Any) -> Any:
         llvm.parse_assembly(text), llvm.Target.from_default_triple().create_target_machine(jit=True)
     )
     engine.finalize_object()
-    under_way, shut = (
-        c_int64.from_address(engine.get_global_value_address(name)) for name in ("under_way", "shut")
-    )
+    under_way, shut = (c_int64.from_address(engine.get_global_value_address(name)) for name in ("under_way", "shut"))
     enter = engine.get_function_address("enter")
     engine.detach()  # the code is never freed
 
