@@ -129,9 +129,11 @@ def conv2d(
         w = w.transpose(3, 0, 1, 2)
     if isinstance(padding, str) and padding in ("SAME", "VALID"):
         padding = padding.lower()
-    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy}
+    options: dict[str, Any] = {
+        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy,
+    }  # fmt: skip
     like = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options)
-    plain = _Options(*map(_plain, options.values()), threads=_thread_limit())
+    plain = _Options(**{name: _plain(value) for name, value in options.items()}, threads=_thread_limit())
     y = _bind(_FORWARD, x.astype(like.dtype), w.astype(like.dtype), plain, like.shape[1:3])
     return y if b is None else y + b.astype(like.dtype)
 
@@ -148,7 +150,7 @@ def _plain(value: Any) -> Any:
 def _thread_limit() -> int:
     """Return how many threads Numba's setting allows; 0 for all, also those of another machine's."""
     threads = machine.threads()
-    return 0 if threads == numba.config.NUMBA_NUM_THREADS else threads
+    return 0 if threads == numba.config.NUMBA_NUM_THREADS else threads  # type: ignore[attr-defined]
 
 
 # ------------------------------------------------------------------------------------------- primitives
@@ -246,12 +248,12 @@ def _batch(this: _Pass, arrays: Any, mapped: Any, *, options: _Options, size: tu
         case _:
             (joined,) = shared & set(_AXES[this.second]) - set(_AXES[this.first])
     (count,) = {array.shape[axis] for array, axis in zip(arrays, mapped, strict=True) if axis is not None}
-    arrays = (
+    first, second = (
         array if axis is None else _join(jnp.moveaxis(array, axis, 0), _AXES[kind], joined, options.groups)
         for array, axis, kind in zip(arrays, mapped, kinds, strict=True)
     )
     groups = options.groups * (count if joined == "g" else 1)
-    y = _bind(this, *arrays, options._replace(groups=groups), size)
+    y = _bind(this, first, second, options._replace(groups=groups), size)
     return _part(y, _AXES[this.result], joined, options.groups, count), 0
 
 

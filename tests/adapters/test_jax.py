@@ -95,7 +95,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any, int]]:
 
 
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("case", [*CASES, *map(random_case, range(8))], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *map(random_case, range(5))], ids=str)
 def test_results_and_derivatives_are_jaxs(case: Case, jit: bool) -> None:
     x, w, b, dy = arrays(case)
 
@@ -292,23 +292,18 @@ def test_the_number_of_threads_is_that_of_the_thread_that_traces(monkeypatch: py
     calls = watch(monkeypatch)
     x, w = jnp.ones((2, 11, 9, 3)), jnp.ones((4, 3, 3, 3))
     most = numba.config.NUMBA_NUM_THREADS
-    limited, unlimited = jax.jit(lambda x, w: conv2d(x, w)), jax.jit(lambda x, w: conv2d(x, w))
-    unlimited(x, w).block_until_ready()
+    unlimited = jax.jit(lambda x, w: conv2d(x, w)).lower(x, w).compile()
     numba.set_num_threads(1)
     try:
-        limited(x, w).block_until_ready()
+        limited = jax.jit(lambda x, w: conv2d(x, w)).lower(x, w).compile()
         conv2d(x, w).block_until_ready()
     finally:
         numba.set_num_threads(most)
     conv2d(x, w).block_until_ready()
-    assert [threads for *_, threads in calls] == [most, 1, 1, most]
-    calls.clear()
-    for function in (limited, unlimited):  # in threads where Numba's setting is the default
-        thread = threading.Thread(target=function, args=(x, w))
-        thread.start()
-        thread.join()
-        jax.effects_barrier()
-    jax.block_until_ready([limited(x, w), unlimited(x, w)])
+    # Numba's setting is a thread's own. This one's is the default, as that of XLA's threads is.
+    thread = threading.Thread(target=lambda: [program(x, w).block_until_ready() for program in (limited, unlimited)])
+    thread.start()
+    thread.join()
     assert [threads for *_, threads in calls] == [1, most, 1, most]
 
 
@@ -478,7 +473,7 @@ import atexit, jax, jax.numpy as jnp
 def late():
     try:
         nhwconv.jax.conv2d(x, w).block_until_ready()
-    except jax.errors.JaxRuntimeError as error:
+    except (ValueError, RuntimeError) as error:
         print("Python has ended" in str(error))
 atexit.register(late)
 import nhwconv.jax
@@ -579,7 +574,7 @@ print(bool(jnp.isfinite(w).all()))
 # ----------------------------------------------------------------------------------------- many devices
 
 SETTING = """
-import jax, jax.numpy as jnp, numpy as np
+import itertools, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from nhwconv.jax import conv2d
 
@@ -592,16 +587,14 @@ def put(array, mesh, *spec):
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
-@pytest.mark.parametrize("jit", [False, True])
-def test_shard_map_knows_what_varies(kind: str, jit: bool) -> None:
+def test_shard_map_knows_what_varies(kind: str) -> None:
     """Each device has one sample, 1 and 2, and the weight is 5. The weight's gradient is the samples' sum."""
     code = f"""{SETTING}
 mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.{kind},))
-wrap = jax.jit if {jit} else lambda f: f
 x, w = put(jnp.array([1.0, 2.0]).reshape(2, 1, 1, 1), mesh, "i"), put(jnp.full((1, 1, 1, 1), 5.0), mesh)
 specs = P("i"), P()
 
-def results(conv):
+def results(conv, wrap):
     loss = lambda x, w: conv(x, w).sum()
     whole = jax.shard_map(conv, in_specs=specs, out_specs=P("i"))
     yield wrap(whole)(x, w)
@@ -613,14 +606,14 @@ def results(conv):
     yield wrap(jax.shard_map(tangent, in_specs=specs, out_specs=P("i")))(x, w)
 
 with jax.set_mesh(mesh):
-    for conv in (own, conv2d):
-        print("; ".join(" ".join(map(str, np.ravel(found))) for found in results(conv)), end="; ")
+    for conv, wrap in itertools.product((own, conv2d), (jax.jit, lambda function: function)):
+        print("; ".join(" ".join(map(str, np.ravel(found))) for found in results(conv, wrap)), end="; ")
         try:
             wrap(jax.shard_map(conv, in_specs=specs, out_specs=P()))(x, w)
         except ValueError as error:
             print("can't be statically inferred" in str(error))
 """
-    assert ends(code, 2) == 2 * "5.0 10.0; 3.0; 5.0 5.0; 3.0; 5.0 5.0; 10.0 20.0; True\n"
+    assert ends(code, 2) == 4 * "5.0 10.0; 3.0; 5.0 5.0; 3.0; 5.0 5.0; 10.0 20.0; True\n"
 
 
 @pytest.mark.parametrize("kind", ["Auto", "Explicit"])
