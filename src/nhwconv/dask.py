@@ -41,7 +41,7 @@ def conv2d(
     Parameters
     ----------
     x : dask.array.Array
-        Images ``(N, H, W, C)``, chunked over N alone.
+        Images ``(N, H, W, C)``, chunked over N alone, in chunks whose sizes may be unknown.
     w : array_like or dask.array.Array
         Kernels ``(D, KH, KW, C/groups)``; every worker gets all of them.
     b : array_like or dask.array.Array, optional
@@ -96,11 +96,12 @@ def conv2d_backward(
     Parameters
     ----------
     x : dask.array.Array
-        Images ``(N, H, W, C)``, chunked over N alone.
+        Images ``(N, H, W, C)``, chunked over N alone, in chunks whose sizes may be unknown.
     w : array_like or dask.array.Array
         Kernels ``(D, KH, KW, C/groups)``.
     dy : dask.array.Array
-        Gradient of the output ``(N, OH, OW, D)``; rechunked where its chunks are not x's.
+        Gradient of the output ``(N, OH, OW, D)``; rechunked where its chunks are not x's. Where sizes of either's
+        chunks are unknown, both need as many chunks; two that differ are an error of the task that reads both.
     needs : iterable of {"dx", "dw", "db"}
         Which gradients to return.
     stride, padding, dilation, groups, strategy
@@ -135,9 +136,7 @@ def conv2d_backward(
     _check_chunks(me, "x", x)
     _check_array(me, "dy", dy)
     checked = ops.conv2d_backward(no_samples(x), stand_in(w), no_samples(dy), needs=needs, **options)
-    if dy.shape[0] != x.shape[0]:
-        checks.fail(me, f"dy has {dy.shape[0]} samples, but x has {x.shape[0]}")
-    dy = dy.rechunk((x.chunks[0], -1, -1, -1))
+    dy = _chunked_like(me, dy, x)
     dx = dw = db = None
     if checked.dx is not None:
         more = {"input_size": x.shape[1:3], **options}
@@ -173,6 +172,23 @@ def _check_chunks(me: str, name: str, array: Any) -> None:
 def _whole(me: str, name: str, value: Any) -> Any:
     """Return weights or a bias as an array of either kind, in one piece."""
     return value.rechunk(-1) if isinstance(value, da.Array) else checks.as_input(me, name, value)
+
+
+def _chunked_like(me: str, dy: da.Array, x: da.Array) -> da.Array:
+    """Return dy in chunks of as many samples as x's have; sizes that are not known yet are taken to be."""
+    if not np.isnan([dy.shape[0], x.shape[0]]).any():
+        if dy.shape[0] != x.shape[0]:
+            checks.fail(me, f"dy has {dy.shape[0]} samples, but x has {x.shape[0]}")
+        return dy.rechunk((x.chunks[0], -1, -1, -1))
+    if dy.numblocks[0] != x.numblocks[0]:
+        checks.fail(
+            me,
+            f"dy has {dy.numblocks[0]} chunks of samples, but x has {x.numblocks[0]}, and not all of their sizes are "
+            "known, so they cannot be matched; use compute_chunk_sizes()",
+        )
+    dy = dy.rechunk({1: -1, 2: -1, 3: -1})
+    # Said to be of one size, or Dask would not put the blocks of the two side by side.
+    return da.Array(dy.dask, dy.name, (x.chunks[0], *dy.chunks[1:]), meta=dy)
 
 
 # ------------------------------------------------------------------------------------------------ graphs
