@@ -272,8 +272,12 @@ def compilations(caplog: pytest.LogCaptureFixture, function: Any) -> int:
 def test_eager_calls_compile_once(caplog: pytest.LogCaptureFixture) -> None:
     x, w = jnp.ones((2, 7, 9, 3)), jnp.ones((4, 3, 2, 3))
 
+    class Two:
+        def __index__(self) -> int:
+            return 2
+
     def calls() -> Any:
-        return [conv2d(x, w, stride=stride, padding=np.array([1, 0])) for stride in (2, np.int64(2), True + True)]
+        return [conv2d(x, w, stride=stride, padding=np.array([1, 0])) for stride in (2, np.int64(2), Two())]
 
     assert compilations(caplog, calls) == 1
     assert compilations(caplog, calls) == 0
@@ -467,6 +471,28 @@ print("end")
     assert ends(code) == "end\n"
 
 
+def test_a_call_under_way_when_python_ends_is_waited_for() -> None:
+    code = """
+import threading, time
+import jax, jax.numpy as jnp, nhwconv as nc, nhwconv.jax
+entered = threading.Event()
+forward = nc.ops.conv2d
+def slow(x, *more, **options):
+    if len(x):
+        entered.set()
+        time.sleep(0.5)
+    forward(x, *more, **options)
+    if len(x):
+        print("called", flush=True)
+step = jax.jit(nhwconv.jax.conv2d).lower(x := jnp.ones((1, 5, 5, 3)), w := jnp.ones((4, 3, 3, 3))).compile()
+nc.ops.conv2d = slow
+threading.Thread(target=step, args=(x, w), daemon=True).start()
+entered.wait()
+print("end", flush=True)
+"""
+    assert ends(code) == "end\ncalled\n"
+
+
 def test_calls_after_the_end_of_python_are_errors() -> None:
     code = """
 import atexit, jax, jax.numpy as jnp
@@ -485,7 +511,7 @@ nhwconv.jax.conv2d(x, w).block_until_ready()
 
 def test_a_forked_child_ends_though_its_parent_was_in_a_call() -> None:
     code = """
-import atexit, os, threading, warnings
+import atexit, os, signal, threading, warnings
 import jax, jax.numpy as jnp, nhwconv as nc, nhwconv.jax
 entered, leave = threading.Event(), threading.Event()
 forward = nc.ops.conv2d
@@ -506,6 +532,7 @@ if child:
     leave.set()
     thread.join()
 else:
+    signal.alarm(60)
     atexit._run_exitfuncs()
     os._exit(0)
 """
