@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from nhwconv.kernels import jit
+from nhwconv.kernels.native import native
 
 import threaded
 from cases import PASSES, data_of, run
 from nhwconv import arrays, choices, files
-from nhwconv.kernels import jit
-from nhwconv.kernels.native import native
 
 
 def _nothing(module: Any, name: str) -> None:

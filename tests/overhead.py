@@ -10,9 +10,9 @@ from collections.abc import Callable
 from timeit import Timer
 
 import numpy as np
+from nhwconv.kernels import jit
 
 from nhwconv import arrays, checks
-from nhwconv.kernels import jit
 
 ROUNDS, CALLS = 400, 200
 #: No protection may cost more than this.

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from nhwconv.kernels import jit
 
 import child
 import faults
@@ -14,7 +15,6 @@ import nhwconv as nc
 from cases import PASSES, TYPICAL, data_of, run, supporting
 from extent import amount
 from nhwconv import arrays, choices, files
-from nhwconv.kernels import jit
 from nhwconv.strategies import REGISTRY
 from test_threads import each_layer
 

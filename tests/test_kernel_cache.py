@@ -7,11 +7,11 @@ import threading
 
 import numpy as np
 import pytest
+from nhwconv.kernels import jit, native
 from numba.core.errors import TypingError
 
 import child
 import threaded
-from nhwconv.kernels import jit, native
 
 DATA = {"machine code": bytes(range(256)) * 40}
 

@@ -5,10 +5,10 @@
 
 import numpy as np
 import pytest
+from nhwconv.kernels import jit
 
 import nhwconv as nc
 from cases import PASSES, Case, Data, draw_data, run, supporting
-from nhwconv.kernels import jit
 from nhwconv.strategies import AUTO
 from nhwconv.workloads import WORKLOADS, workload
 from tolerance import PROMISE

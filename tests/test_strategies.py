@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nhwconv.kernels import jit
 
 import nhwconv as nc
 from cases import (
@@ -25,7 +26,6 @@ from cases import (
     typical,
 )
 from nhwconv import arrays, machine
-from nhwconv.kernels import jit
 from nhwconv.strategies import AUTO, REGISTRY, depthwise, loop
 from tolerance import DIRECT, assert_close
 

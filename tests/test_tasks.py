@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-
 from nhwconv.kernels.jit import COUNTERS_APART
 from nhwconv.kernels.tasks import next_task
 

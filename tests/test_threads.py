@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from nhwconv.kernels import jit
 
 import child
 import threaded
 from cases import DTYPES, PASSES, TYPICAL, data_of, random_case, refusal, run
 from extent import FORM, amount
 from nhwconv import machine
-from nhwconv.kernels import jit
 from nhwconv.strategies import AUTO, REGISTRY
 
 LAYERS = ["workqueue", "omp", "tbb"]

@@ -17,13 +17,13 @@ import threadpoolctl
 import nhwconv as nc
 from clock import Clock
 from command import run
-from nhwconv.runtime import machine
 from nhwconv.cli import measure
 from nhwconv.cli.cases import Case
 from nhwconv.cli.measure import Comparison
 from nhwconv.cli.roofline import Roofline
 from nhwconv.networks import network
 from nhwconv.problem import PASSES
+from nhwconv.runtime import machine
 from nhwconv.strategies import REGISTRY
 from nhwconv.workloads import parse_layer
 from pretend import pretend

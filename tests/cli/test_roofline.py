@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from nhwconv.runtime import machine
 from nhwconv.cli import roofline
 from nhwconv.cli.roofline import Roofline, measure, peak_call
+from nhwconv.runtime import machine
 from nhwconv.workloads import parse_layer
 
 
