@@ -261,7 +261,7 @@ def pytorchs_forward(
 
 def pytorchs_backward(
     x: Tensor, w: Tensor, dy: Tensor, needs: Sequence[bool], stride: Any, pads: Any, dilation: Any, groups: int
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of PyTorch's own convolution."""
     top, bottom, left, right = pads
     padded = functional.pad(x, (left, right, top, bottom))
@@ -270,8 +270,8 @@ def pytorchs_backward(
     )
     if dx is not None:
         dx = dx[:, :, top : top + x.shape[2], left : left + x.shape[3]]
-    likes = x, w, None
-    return tuple(
-        g if g is None or like is None else torch.empty_like(like).copy_(g)
-        for g, like in zip((dx, dw, db), likes, strict=True)
-    )
+    found = [
+        gradient if gradient is None else torch.empty_like(like).copy_(gradient)
+        for gradient, like in ((dx, x), (dw, w), (db, db))
+    ]
+    return found[0], found[1], found[2]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, _C
+from torch import _C, Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter, functional
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -24,6 +24,7 @@ __all__ = ["conv2d"]
 
 _log = logging.getLogger("nhwconv.torch")
 
+_Recorded: Any = torch._C._profiler._RecordFunctionFast
 _PLAIN = (Tensor, Parameter)
 
 
@@ -58,7 +59,9 @@ class _Eager(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         grad, call, needs = grads[0], ctx.call, ctx.needs_input_grad[1:]
         # The graph of a second derivative is made while gradients are enabled.
-        if torch.is_grad_enabled() or not _is_plain(grad) or _is_watched() or torch.compiler.is_compiling():
+        # Batched gradients are the only tensors that torch.autograd makes by its older vmap, which nothing else tells.
+        batched = _C._functorch.is_legacy_batchedtensor(grad)
+        if torch.is_grad_enabled() or batched or not _is_plain(grad) or _is_watched() or torch.compiler.is_compiling():
             found = _operators.conv2d_backward(grad, input, weight, call.geometry, needs)
             return None, *(g if needed else None for g, needed in zip(found, needs, strict=True))
         shown = grad, input, weight
@@ -72,7 +75,7 @@ _apply: Callable[..., Tensor] = super(torch.autograd.Function, _Eager).apply
 def _run(name: str, shown: Sequence[Tensor | None], function: Callable[..., Any], *arguments: Any) -> Any:
     """Run a part of the engine; a profiler that is on sees it under the operator's name, with its tensors."""
     if torch.autograd._profiler_enabled():
-        with _C._profiler._RecordFunctionFast(name, list(shown), {}):
+        with _Recorded(name, list(shown), {}):
             return function(*arguments)
     return function(*arguments)
 

@@ -7,7 +7,7 @@ becomes of a class is a row of `_TABLE`; what becomes of a class that is derived
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -118,13 +118,15 @@ class _Routed(_OnNhwconv):
 
 
 @cache
-def _routed(derived: type[nn.Module]) -> type[nn.Module]:
-    return type(derived.__name__, (_Routed, derived), {"__module__": derived.__module__, "__doc__": derived.__doc__})
+def _routed(derived: Any) -> Any:
+    own = {"__module__": derived.__module__, "__qualname__": derived.__qualname__, "__doc__": derived.__doc__}
+    return type(derived.__name__, (_Routed, derived), own)
 
 
 def _new_routed(derived: type[nn.Module]) -> nn.Module:
     routed = _routed(derived)
-    return routed.__new__(routed)
+    layer: nn.Module = routed.__new__(routed)
+    return layer
 
 
 # --------------------------------------------------------------------------------------- changing classes
@@ -267,7 +269,8 @@ def restore_conv2d(model: nn.Module) -> Replaced:
 def _replace(model: nn.Module, kinds: Any, strategy: str | tuple[str, ...]) -> Replaced:
     _engine.check_strategy(strategy)
     changed = Replaced()
-    for name, layer in model.named_modules():
+    named: Iterable[tuple[str, Any]] = model.named_modules()
+    for name, layer in named:
         if not isinstance(layer, tuple(kinds)) or isinstance(layer, _OnNhwconv):
             continue
         reason = _why_not(layer)
@@ -299,7 +302,7 @@ def _why_not(layer: Any) -> str | None:
         return f"PyTorch knows {cls.__module__}.{cls.__qualname__} by its class"
     if getattr(layer, "qconfig", None) is not None:
         return "it is prepared for quantisation"
-    if cls.__reduce_ex__ is not object.__reduce_ex__ or cls.__reduce__ is not object.__reduce__:
+    if any(method in vars(base) for base in cls.__mro__[:-1] for method in ("__reduce__", "__reduce_ex__")):
         return f"{cls.__qualname__} pickles itself in its own way"
     if layer.padding_mode != "zeros" and cls in _TABLE:
         return f"padding_mode is {layer.padding_mode!r}"

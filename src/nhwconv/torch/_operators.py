@@ -8,11 +8,14 @@ operators that know each other can be differentiated any number of times, in bot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import enable_single_level_autograd_function
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
 from . import _engine
@@ -22,7 +25,7 @@ __all__ = ["conv2d", "conv2d_backward"]
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
-_library = torch.library.Library("nhwconv", "DEF")  # noqa: TOR901 - it lives as long as this module
+_library = torch.library.Library("nhwconv", "DEF")
 _GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups"
 # What a graph hands to an operator has the strides that it had when the graph was made, which its results depend on.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -104,28 +107,50 @@ def _fake_backward(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> G
 # --------------------------------------------------------------------------------------------- autograd
 
 
+@contextmanager
+def _below_autograd(mode: bool) -> Iterator[None]:
+    """Let operators of a block skip autograd, at this level of torch.func's transforms, with gradients on or off.
+
+    A `torch.autograd.Function` switches both kinds of derivatives off, and that would reach the levels below, whose
+    derivatives would be missing without a word.
+    """
+    with torch.set_grad_enabled(mode), forward_ad._set_fwd_grad_enabled(True), torch._C._AutoDispatchBelowAutograd():
+        yield
+
+
+def _primals(ctx: Any) -> tuple[Tensor, ...]:
+    """Return what was saved, without its tangents: with them, a tangent would get one of its own."""
+    return tuple(forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
+
+
 class _Convolution(torch.autograd.Function):
     """The derivatives of ``nhwconv::conv2d``."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor:
-        input, weight, bias, *ctx.geometry = arguments
+    def forward(ctx: Any, mode: bool, *arguments: Any) -> Tensor:
+        input, weight, _, *ctx.geometry = arguments
         ctx.save_for_backward(input, weight)
         ctx.save_for_forward(input, weight)
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd(mode):
             return conv2d(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[:3])
+        needs = list(ctx.needs_input_grad[1:4])
         found = conv2d_backward(grads[0], input, weight, ctx.geometry, needs)
-        return *(g if needed else None for g, needed in zip(found, needs, strict=True)), None, None, None, None, None
+        gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
+        return None, *gradients, None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        input, weight = ctx.saved_tensors
-        to_input, to_weight, to_bias = tangents[:3]
+        with forward_ad._set_fwd_grad_enabled(True):
+            return _Convolution._jvp(ctx, *tangents)
+
+    @staticmethod
+    def _jvp(ctx: Any, *tangents: Any) -> Tensor:
+        input, weight = _primals(ctx)
+        to_input, to_weight, to_bias = tangents[1:4]
         terms = [] if to_input is None else [conv2d(to_input, weight, None, *ctx.geometry)]
         if to_weight is not None:
             terms.append(conv2d(input, to_weight, None, *ctx.geometry))
@@ -139,13 +164,13 @@ class _Backward(torch.autograd.Function):
     """The derivatives of ``nhwconv::conv2d_backward``, which is linear in grad, in input and in weight."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Gradients:
+    def forward(ctx: Any, mode: bool, *arguments: Any) -> Gradients:
         grad, input, weight, *sizes, ctx.needs, strategy = arguments
         ctx.geometry = *sizes, strategy
         ctx.save_for_backward(grad, input, weight)
         ctx.save_for_forward(grad, input, weight)
         ctx.set_materialize_grads(False)  # zeros would be convolved
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd(mode):
             return conv2d_backward(grad, input, weight, ctx.geometry, ctx.needs)
 
     @staticmethod
@@ -154,23 +179,28 @@ class _Backward(torch.autograd.Function):
         grad, input, weight = ctx.saved_tensors
         dx, dw, db = (g if needed else None for g, needed in zip(grads, ctx.needs, strict=True))
         to_grad = to_input = to_weight = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[1]:
             terms = [] if dx is None else [conv2d(dx, weight, None, *ctx.geometry)]
             if db is not None:
                 terms.append(db[:, None, None].expand_as(grad))
             if dw is not None:
                 terms.append(conv2d(input, dw, None, *ctx.geometry))
             to_grad = sum(terms[1:], terms[0]) if terms else None
-        if ctx.needs_input_grad[1] and dw is not None:
+        if ctx.needs_input_grad[2] and dw is not None:
             to_input = conv2d_backward(grad, input, dw, ctx.geometry, [True, False, False])[0]
-        if ctx.needs_input_grad[2] and dx is not None:
+        if ctx.needs_input_grad[3] and dx is not None:
             to_weight = conv2d_backward(grad, dx, weight, ctx.geometry, [False, True, False])[1]
-        return to_grad, to_input, to_weight, None, None, None, None, None, None
+        return None, to_grad, to_input, to_weight, None, None, None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
-        grad, input, weight = ctx.saved_tensors
-        to_grad, to_input, to_weight = tangents[:3]
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        with forward_ad._set_fwd_grad_enabled(True):
+            return _Backward._jvp(ctx, *tangents)
+
+    @staticmethod
+    def _jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+        grad, input, weight = _primals(ctx)
+        to_grad, to_input, to_weight = tangents[1:4]
         needs = ctx.needs
         found: list[list[Tensor]] = [[], [], []]
         for arguments, moved in (
@@ -262,9 +292,14 @@ def _register(name: str, arguments: int, number: Any, fake: Any, function: Any, 
     def whole(implementation: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *given: implementation(*given, *["auto"][len(given) - arguments + 1 :])
 
+    def differentiable(*given: Any) -> Any:
+        # Of torch.func's transforms, PyTorch's dispatcher has entered one, and leads to the next one by itself.
+        with enable_single_level_autograd_function():
+            return super(torch.autograd.Function, function).apply(torch.is_grad_enabled(), *given)
+
     operator = f"nhwconv::{name}"
     _library.impl(name, whole(number), "CompositeExplicitAutograd")
-    _library.impl(name, whole(function.apply), "Autograd")
+    _library.impl(name, whole(differentiable), "Autograd")
     torch.library.register_fake(operator, whole(fake), lib=_library)
     torch.library.register_vmap(
         operator, lambda info, dims, *given: whole(lambda *all_: vmap(info, dims, *all_))(*given), lib=_library
