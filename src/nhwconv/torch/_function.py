@@ -8,13 +8,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import _C, Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter, functional
+from torch.nn.utils._expanded_weights import ExpandedWeight
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _engine, _operators
@@ -25,6 +27,7 @@ __all__ = ["conv2d"]
 _log = logging.getLogger("nhwconv.torch")
 
 _Recorded: Any = torch._C._profiler._RecordFunctionFast
+_set_tracing_state: Any = torch._C._set_tracing_state
 _PLAIN = (Tensor, Parameter)
 
 
@@ -171,17 +174,44 @@ def _eagerly(input: Tensor, weight: Tensor, bias: Tensor | None, options: Option
     return y
 
 
+@contextmanager
+def _unrecorded() -> Iterator[None]:
+    """Look at shapes without `torch.jit.trace`, which would record what is done with them, and warn."""
+    state = None if torch.compiler.is_compiling() else _C._get_tracing_state()
+    if state is not None:
+        _set_tracing_state(None)
+    try:
+        yield
+    finally:
+        if state is not None:
+            _set_tracing_state(state)
+
+
 def _by_operators(input: Any, weight: Any, bias: Any, options: Options) -> Tensor | str:
     """Convolve tensors of any kind by PyTorch's operators, or return why nhwconv doesn't."""
     if isinstance(input, Tensor) and input.dim() == 3:
         found = _by_operators(input[None], weight, bias, options)
         return found if isinstance(found, str) else found[0]
-    refused = _engine.refusal(input, weight, bias, options)
+    with _unrecorded():
+        refused = _engine.refusal(input, weight, bias, options)
+        pads = options.pads(weight.shape[2:]) if refused is None else ()
     if refused is None and not torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
         refused = "ONNX knows no operator of nhwconv's"
     if refused is not None:
         return refused
-    pads = options.pads(weight.shape[2:])
     return _operators.conv2d(
         input, weight, bias, options.stride, pads, options.dilation, options.groups, options.strategy
     )
+
+
+class _PerSample:
+    """What PyTorch's ExpandedWeights, gradients of each sample by tensors of their own class, have for `conv2d`."""
+
+    @staticmethod
+    def apply(names: tuple[str, ...], function: Any, *arguments: Any) -> Tensor:
+        """Take PyTorch's convolution, whose gradients of each sample they know."""
+        y: Tensor = ExpandedWeight.handled_functions[functional.conv2d].apply((), functional.conv2d, *arguments[:7])
+        return y
+
+
+ExpandedWeight.handled_functions[conv2d] = _PerSample

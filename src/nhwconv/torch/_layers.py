@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,8 @@ _log = logging.getLogger("nhwconv.torch")
 class _OnNhwconv:
     """What layers that run on nhwconv have in common."""
 
-    #: As in `conv2d`.
-    strategy: str | tuple[str, ...] = "auto"
+    strategy = cast("Any", "auto")  # as in `conv2d`; TorchScript reads annotations, and knows no unions of these
+    __jit_unused_properties__ = ("qconfig",)
 
     @property
     def qconfig(self) -> Any:
@@ -70,6 +70,25 @@ class Conv2d(_OnNhwconv, nn.Conv2d):
         self.strategy = strategy
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._scripted(input, weight, bias)
+        else:  # noqa: RET505 - TorchScript compiles what is after an if, and skips an else
+            return self._compute(input, weight, bias)
+
+    def _scripted(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Do it in TorchScript, which knows operators alone."""
+        images = input if input.dim() == 4 else input[None]
+        left, right, top, bottom = 0, 0, 0, 0
+        if self.padding_mode == "zeros":
+            left, right, top, bottom = self._reversed_padding_repeated_twice
+        else:
+            images = functional.pad(images, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        y = torch.ops.nhwconv.conv2d(
+            images, weight, bias, self.stride, [top, bottom, left, right], self.dilation, self.groups, self.strategy
+        )
+        return y if input.dim() == 4 else y[0]
+
+    def _compute(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
             if not torch.compiler.is_compiling():
                 _log.debug("padding_mode is %r: PyTorch's own convolution runs", self.padding_mode)
@@ -112,9 +131,15 @@ class _Routed(_OnNhwconv):
         with _Route(self.strategy):
             return super().forward(*arguments, **options)  # type: ignore[misc]
 
+    def __prepare_scriptable__(self) -> Any:
+        raise NotImplementedError(
+            f"torch.jit.script: {type(self).__qualname__} runs its own code with nhwconv's convolution in it, which "
+            "cannot be compiled; call nhwconv.torch.restore_conv(model) first"
+        )
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class is made here and has no place where pickle would find it.
-        return _new_routed, (type(self).__mro__[2],), self.__dict__
+        return _new_routed, (_restored(type(self)),), self.__dict__
 
 
 @cache
@@ -123,7 +148,7 @@ def _routed(derived: Any) -> Any:
     return type(derived.__name__, (_Routed, derived), own)
 
 
-def _new_routed(derived: type[nn.Module]) -> nn.Module:
+def _new_routed(derived: Any) -> nn.Module:
     routed = _routed(derived)
     layer: nn.Module = routed.__new__(routed)
     return layer
@@ -132,18 +157,17 @@ def _new_routed(derived: type[nn.Module]) -> nn.Module:
 # --------------------------------------------------------------------------------------- changing classes
 
 
-def _replaced(old: type[nn.Module]) -> type[nn.Module]:
+def _replaced(old: Any) -> Any:
     return _TABLE.get(old) or _routed(old)
 
 
-def _restored(new: type[nn.Module]) -> type[nn.Module]:
-    return new.__mro__[2] if new.__mro__[1] is _Routed else _ORIGINAL[new]
+def _restored(new: Any) -> Any:
+    return _ORIGINAL.get(new) or new.__bases__[1]
 
 
-def _own_class(layer: nn.Module) -> type[nn.Module]:
+def _own_class(layer: nn.Module) -> Any:
     """Return a layer's class, without the one that a parametrisation puts before it."""
-    cls: type[nn.Module] = parametrize.type_before_parametrizations(layer)
-    return cls
+    return parametrize.type_before_parametrizations(layer)
 
 
 def _change_class(layer: Any, new: type[nn.Module]) -> None:
@@ -204,7 +228,7 @@ def replace_conv(model: nn.Module, *, strategy: str | tuple[str, ...] = "auto") 
     >>> nhwconv.torch.restore_conv(model)
     ['0']
     """
-    return _replace(model, _TABLE, strategy)
+    return _replace(model, tuple(_TABLE), strategy)
 
 
 def restore_conv(model: nn.Module) -> Replaced:
@@ -220,7 +244,7 @@ def restore_conv(model: nn.Module) -> Replaced:
     Replaced
         A list of the names of the layers that were changed.
     """
-    return _restore(model, _TABLE)
+    return _restore(model, tuple(_TABLE))
 
 
 def replace_conv2d(model: nn.Module, *, strategy: str | tuple[str, ...] = "auto") -> Replaced:
@@ -271,7 +295,7 @@ def _replace(model: nn.Module, kinds: Any, strategy: str | tuple[str, ...]) -> R
     changed = Replaced()
     named: Iterable[tuple[str, Any]] = model.named_modules()
     for name, layer in named:
-        if not isinstance(layer, tuple(kinds)) or isinstance(layer, _OnNhwconv):
+        if not isinstance(layer, kinds) or isinstance(layer, _OnNhwconv):
             continue
         reason = _why_not(layer)
         if reason is not None:
@@ -286,7 +310,7 @@ def _replace(model: nn.Module, kinds: Any, strategy: str | tuple[str, ...]) -> R
 def _restore(model: nn.Module, kinds: Any) -> Replaced:
     changed = Replaced()
     for name, layer in model.named_modules():
-        if isinstance(layer, tuple(kinds)) and isinstance(layer, _OnNhwconv):
+        if isinstance(layer, kinds) and isinstance(layer, _OnNhwconv):
             _change_class(layer, _restored(_own_class(layer)))
             layer.__dict__.pop("strategy", None)
             changed.append(name)
