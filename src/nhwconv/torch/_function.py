@@ -195,7 +195,7 @@ def _by_operators(input: Any, weight: Any, bias: Any, options: Options) -> Tenso
     with _unrecorded():
         refused = _engine.refusal(input, weight, bias, options)
         pads = options.pads(weight.shape[2:]) if refused is None else ()
-    if refused is None and not torch.compiler.is_compiling() and torch.onnx.is_in_onnx_export():
+    if refused is None and not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export():
         refused = "ONNX knows no operator of nhwconv's"
     if refused is not None:
         return refused

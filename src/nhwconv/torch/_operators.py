@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import conv_backward_flop, conv_flop_count, register_flop_formula
 
 from . import _engine
 from ._options import Options, unique
@@ -282,8 +282,9 @@ def _forward_flops(x: Any, w: Any, *_: Any, out_shape: Any = None, **__: Any) ->
 
 @register_flop_formula(torch.ops.nhwconv.conv2d_backward)
 def _backward_flops(dy: Any, x: Any, w: Any, *rest: Any, out_shape: Any = None, **__: Any) -> int:
-    needs = rest[4]
-    return int(conv_flop_count(x, w, dy)) * (int(needs[0]) + int(needs[1]))  # all three passes multiply as often
+    stride, pads, dilation, groups, needs = rest[:5]
+    sizes = None, stride, pads, dilation, False, None, groups
+    return int(conv_backward_flop(dy, x, w, *sizes, needs, out_val=out_shape))  # PyTorch's, also in groups
 
 
 def _register(name: str, arguments: int, number: Any, fake: Any, function: Any, vmap: Any) -> None:
