@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import pickle
+import pickletools
 import warnings
 from typing import Any
 
@@ -467,3 +468,16 @@ def test_expanded_weights_know_the_convolution() -> None:
 
 def test_public_names() -> None:
     assert all(hasattr(nhwconv.torch, name) for name in nhwconv.torch.__all__)
+
+
+def test_pickles_and_graphs_hold_public_names_alone() -> None:
+    model = nn.Sequential(layer(), Standardised(6, 2, 1))
+    replace_conv(model)
+    assert type(model[0]).__module__ == conv2d.__module__ == "nhwconv.torch"
+    text = pickletools_names(pickle.dumps(model))
+    assert not [name for name in text if name.startswith("nhwconv") and "._" in name]
+    assert "nhwconv_torch_conv2d(" in torch.fx.symbolic_trace(model[0]).code
+
+
+def pickletools_names(data: bytes) -> list[str]:
+    return [str(argument) for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)]
