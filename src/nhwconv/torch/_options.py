@@ -66,6 +66,8 @@ def options_for(stride: Any, padding: Any, dilation: Any, groups: Any, strategy:
 def unique(options: Options) -> Options:
     """Return the one object of all that are equal to this."""
     value = options.stride, options.padding, options.dilation, options.groups, options.strategy
+    if len(_by_value) > 4096:
+        _by_value.clear()
     return _by_value.setdefault(value, options)
 
 
