@@ -9,13 +9,13 @@ are then PyTorch's. Two pools would stall each other. ``torch.set_num_threads`` 
 """
 
 from ._function import conv2d
-from ._layers import Conv2d, Replaced, replace_conv, replace_conv2d, restore_conv, restore_conv2d
+from ._layers import Conv2d, Replaced, _new_routed, replace_conv, replace_conv2d, restore_conv, restore_conv2d
 
 __all__ = ["Conv2d", "Replaced", "conv2d", "replace_conv", "replace_conv2d", "restore_conv", "restore_conv2d"]
 
 # What is pickled, traced and printed has the public names, and doctest looks into other files for those alone that are
 # listed here.
 __test__ = {name: globals()[name] for name in __all__}
-for _public in __test__.values():
+for _public in (*__test__.values(), _new_routed):
     _public.__module__ = __name__
 del _public
