@@ -86,12 +86,16 @@ class Plan:
         """Whether one thread does it sooner than several are started."""
         return self.problem.flops < machine.SERIAL_FLOPS
 
-    def program(self, bias: bool = False, accumulate: bool = False) -> Program:
-        """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there."""
-        wanted = bias, accumulate, 1 if self._small else machine.threads()
+    def program(self, bias: bool = False, accumulate: bool = False, threads: int = 0) -> Program:
+        """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there.
+
+        On so many threads at most, where they are worth it; 0 for as many as Numba uses.
+        """
+        wanted = bias, accumulate, 1 if self._small else threads or machine.threads()
         found = self._programs.get(wanted)
         if found is None:
-            found = self._programs[wanted] = _program(self.strategy, self.problem, self.pass_, Wanted(*wanted))
+            made = _program(self.strategy, self.problem, self.pass_, Wanted(*wanted))
+            found = self._programs[wanted] = replace(made, ran=((self.pass_, self.strategy),), problem=self.problem)
         return found
 
     @property
@@ -275,22 +279,22 @@ class Backward:
         else:
             executor.run_calls(program, _named(zip(_BACKWARD, (x, w, dy, dx, dw, db), strict=True)))
 
-    def program(self, accumulate: bool) -> Program:
-        """Return what runs."""
-        workers = 1 if self.weight_grad._small else machine.threads()
+    def program(self, accumulate: bool, threads: int = 0) -> Program:
+        """Return what runs, on so many threads at most; 0 for as many as Numba uses."""
+        workers = 1 if self.weight_grad._small else threads or machine.threads()
         found = self._programs.get((accumulate, workers))
         if found is None:
-            found = self._programs[accumulate, workers] = Program.joined(self._parts(accumulate))
+            found = self._programs[accumulate, workers] = Program.joined(self._parts(accumulate, workers))
         return found
 
-    def _parts(self, accumulate: bool) -> Iterable[Program]:
+    def _parts(self, accumulate: bool, workers: int) -> Iterable[Program]:
         if "dw" in self.needs:
-            yield self.weight_grad.program("db" in self.needs, accumulate)
+            yield self.weight_grad.program("db" in self.needs, accumulate, workers)
         elif "db" in self.needs:
             n, oh, ow, d = self.problem.y_shape
             yield bias_program(n * oh * ow, d, self.problem.dtype, accumulate)
         if "dx" in self.needs:
-            yield self.input_grad.program()
+            yield self.input_grad.program(threads=workers)
 
 
 def _program(name: str, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:

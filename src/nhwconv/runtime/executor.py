@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import os
 import threading
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numba import prange
 from numba.np.ufunc import parallel
-from numba.np.ufunc.parallel import get_num_threads, threading_layer
+from numba.np.ufunc.parallel import threading_layer
 
 from ..codegen.simd import integers, stack
-from . import arrays
+from . import arrays, machine
 from .jit import call_body, compiled, compiler_lock, device
 from .tasks import clear_queue, next_task
 
@@ -36,6 +37,8 @@ __all__ = ["ADDRESSES", "HEADER", "STACK", "launch", "run", "run_calls", "start"
 HEADER = object.__basicsize__
 #: Addresses, not arrays.
 ADDRESSES = -1
+#: Whether each call writes a line to standard error, as `nhwconv.verbose` has it.
+VERBOSE = os.environ.get("NHWCONV_VERBOSE") == "1"
 #: Bytes of scratch up to which it is on the stack: memory of its own takes longer than the least programs do.
 STACK = 16 * 1024
 _ROOM = STACK + 64
@@ -120,7 +123,7 @@ class _Launcher:
     def start(self) -> str:
         """Start Numba's threading layer, if it isn't running, and return its name."""
         if self.layer is None:
-            get_num_threads()
+            machine.threads()
             self.layer = str(threading_layer())
         return self.layer
 
@@ -189,6 +192,7 @@ def run(
         For each name of `nhwconv.program.ARRAYS` the ``id`` of an array, or 0; with a `header` of `ADDRESSES` the
         address of its data instead.
     """
+    start = perf_counter() if VERBOSE else 0.0
     scratch = None if program.nbytes <= STACK else arrays.scratch(program.nbytes)
     place = 0 if scratch is None else id(scratch)
     if program.workers <= 1:
@@ -199,6 +203,7 @@ def run(
 
 def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
     """Run a program some of whose steps are Python calls, on arrays by name, which are as programs want them."""
+    begun = perf_counter() if VERBOSE else 0.0
     scratch = arrays.scratch(program.nbytes)
     start = -scratch.ctypes.data % arrays.ALIGNMENT
     offsets = dict(zip(program.parts, program.behind_header, strict=True))
@@ -216,3 +221,5 @@ def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
             else:
                 views.append(named[place.source].reshape(shape))
         step.function(*views)
+    if VERBOSE:
+        _tell(program, perf_counter() - begun)
