@@ -195,17 +195,28 @@ def run(
     start = perf_counter() if VERBOSE else 0.0
     scratch = None if program.nbytes <= STACK else arrays.scratch(program.nbytes)
     place = 0 if scratch is None else id(scratch)
+    arguments = program.address, place, header, a0, a1, a2, a3, a4, a5, a6, a7
     if program.workers <= 1:
-        in_series(program.address, place, header, a0, a1, a2, a3, a4, a5, a6, a7)
+        in_series(*arguments)
     else:
-        launch(in_parallel, in_series, program.workers, program.address, place, header, a0, a1, a2, a3, a4, a5, a6, a7)
+        launch(in_parallel, in_series, program.workers, *arguments)
+    if VERBOSE:
+        _tell(program, perf_counter() - start)
+
+
+def _tell(program: Any, seconds: float) -> None:
+    """Write the line of a call to standard error, where it is one of a pass."""
+    from ..verbose import line  # reads layers' notation, too, which few programs need
+
+    if program.problem is not None and program.ran:
+        print(line(dict(program.ran), program.problem, seconds), file=sys.stderr)
 
 
 def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
     """Run a program some of whose steps are Python calls, on arrays by name, which are as programs want them."""
-    begun = perf_counter() if VERBOSE else 0.0
+    start = perf_counter() if VERBOSE else 0.0
     scratch = arrays.scratch(program.nbytes)
-    start = -scratch.ctypes.data % arrays.ALIGNMENT
+    base = -scratch.ctypes.data % arrays.ALIGNMENT
     offsets = dict(zip(program.parts, program.behind_header, strict=True))
     operands = [id(named[name]) if name in named else 0 for name in program.names]
     for step in program.steps:
@@ -216,10 +227,10 @@ def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
         views = []
         for place, shape in zip(step.places, step.shapes, strict=True):
             if place.source in offsets:
-                at = start + offsets[place.source] + place.offset
+                at = base + offsets[place.source] + place.offset
                 views.append(np.ndarray(shape, step.dtype, scratch, at))
             else:
                 views.append(named[place.source].reshape(shape))
         step.function(*views)
     if VERBOSE:
-        _tell(program, perf_counter() - begun)
+        _tell(program, perf_counter() - start)

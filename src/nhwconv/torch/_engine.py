@@ -239,8 +239,8 @@ def _threads() -> int:
 def _run(program: Program, named: dict[str, Tensor | None]) -> None:
     """Run a program on tensors by the names of their arrays."""
     if program.native:
-        addresses = [0 if t is None else t.data_ptr() for t in map(named.get, ARRAYS)]
-        executor.run(program, *addresses, executor.ADDRESSES)
+        x, w, b, y, dy, dx, dw, db = (0 if t is None else t.data_ptr() for t in map(named.get, ARRAYS))
+        executor.run(program, x, w, b, y, dy, dx, dw, db, executor.ADDRESSES)
     else:
         executor.run_calls(program, {name: _array(t) for name, t in named.items() if t is not None})
 
