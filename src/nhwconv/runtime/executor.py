@@ -17,6 +17,7 @@ takes longer than a small convolution.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from time import perf_counter
 from typing import Any
