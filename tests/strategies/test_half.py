@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fresh
 import nhwconv as nc
 import oracle
 from cases import PASSES, Case, cases, draw_data, exact, run, supporting
-from nhwconv import arrays, bias, storage
 from nhwconv.problem import ConvProblem
+from nhwconv.strategies import half
 from tolerance import assert_close, gamma
 
 HALVES = [np.float16, ml_dtypes.bfloat16]
@@ -25,6 +26,11 @@ CASES = [
     Case(n=2, h=21, w=10, c=18, d=20, padding=PAD1),
     Case(n=0),
 ]
+
+
+def strips_of(elements):
+    """Let strips have about so many elements, for a while."""
+    return fresh.patched((half, "STRIP", elements))
 
 
 @each_half
@@ -42,12 +48,12 @@ def test_half_types_are_computed_in_float32(case, pass_, dtype):
 
 @each_half
 @pytest.mark.parametrize("strip", [1, 100, 1000])
-def test_forward_adds_a_bias_once(dtype, strip, monkeypatch):
+def test_forward_adds_a_bias_once(dtype, strip):
     """In every strip."""
-    monkeypatch.setattr(storage, "STRIP", strip)
     for case in CASES[:4]:
         data = draw_data(case, dtype)
-        got = nc.conv2d(data.x, data.w, data.b, **case.options)
+        with strips_of(strip):
+            got = nc.conv2d(data.x, data.w, data.b, **case.options)
         expected = oracle.with_absolute(oracle.forward, data.x, data.w, data.b, **case.options)
         assert_close(got, *expected, case.length("forward") + 1, "loop", case)
 
@@ -62,8 +68,7 @@ def test_strips(pass_, dtype, case, strip, seed):
     expected = exact(case, data, pass_)
     for strategy in supporting(case, pass_):  # a strip is a problem that a strategy was not asked about
         out = np.full(shape_of(case, pass_), np.nan, dtype)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(storage, "STRIP", strip)
+        with strips_of(strip):
             run(case, data, pass_, strategy, out=out)
         assert_close(out, *expected, case.length(pass_), strategy, case)
 
@@ -109,31 +114,31 @@ def test_strips_are_as_small_as_asked(pass_):
 
 
 @each_half
-def test_weight_gradients_are_summed_in_float32_and_rounded_once(dtype, monkeypatch):
+def test_weight_gradients_are_summed_in_float32_and_rounded_once(dtype):
     """A sum of many strips does not lose what a half type would lose, and accumulating rounds once as well."""
-    monkeypatch.setattr(storage, "STRIP", 64)
     case = Case(n=4, h=40, w=8, c=1, d=1, kh=1, kw=1)
     ones = np.ones(case.x_shape, dtype)
     # 1280: in bfloat16, which has 8 bits, adding 1 to 256 changes nothing.
-    assert nc.conv2d_weight_grad(ones, ones) == dtype(1280)
     out = np.full(case.w_shape, 1000, dtype)
     before = float(out[0, 0, 0, 0])
-    nc.conv2d_weight_grad(ones, ones, out=out, accumulate=True)
+    with strips_of(64):
+        assert nc.conv2d_weight_grad(ones, ones) == dtype(1280)
+        nc.conv2d_weight_grad(ones, ones, out=out, accumulate=True)
     assert out[0, 0, 0, 0] == dtype(1280 + before)
 
 
 @each_half
 @pytest.mark.parametrize("strip", [1, 50, 10**6])
-def test_bias_gradient(dtype, strip, monkeypatch):
+def test_bias_gradient(dtype, strip):
     """Sums as float32 would, in strips too, and rounds once."""
-    monkeypatch.setattr(bias, "STRIP", strip)
     dy = np.random.default_rng(0).standard_normal((3, 20, 20, 5)).astype(dtype)
     wide = dy.astype(np.float64)
-    got = nc.conv2d_bias_grad(dy)
+    out = np.ones(5, dtype)
+    with strips_of(strip):
+        got = nc.conv2d_bias_grad(dy)
+        nc.conv2d_bias_grad(dy, out=out, accumulate=True)
     assert got.dtype == dtype
     assert_close(got, wide.sum((0, 1, 2)), np.abs(wide).sum((0, 1, 2)), 1200, "tensordot")
-    out = np.ones(5, dtype)
-    nc.conv2d_bias_grad(dy, out=out, accumulate=True)
     assert_close(out, wide.sum((0, 1, 2)) + 1, np.abs(wide).sum((0, 1, 2)) + 1, 1201, "tensordot")
 
 
@@ -172,22 +177,16 @@ def test_subnormal_halves_are_read_and_written():
 
 @each_pass
 @each_half
-def test_half_types_are_converted_in_blocks(pass_, dtype, monkeypatch):
-    """No call holds a whole wide copy of a large array: float32 arrays stay at strip size."""
-    largest = 0
-    empty = arrays.empty
-
-    def measured(shape, dtype):
-        nonlocal largest
-        if dtype == np.float32:
-            largest = max(largest, int(np.prod(shape)))
-        return empty(shape, dtype)
-
-    monkeypatch.setattr(arrays, "empty", measured)
-    monkeypatch.setattr(storage, "STRIP", 2**14)
+def test_half_types_are_converted_in_blocks(pass_, dtype):
+    """No call holds a whole wide copy of a large array: float32 strips stay as small as they are to be."""
     case = Case(n=8, h=64, w=32, c=4, d=4, padding=PAD1)
-    run(case, draw_data(case, dtype), pass_, "tensordot")
-    assert 0 < largest <= 2**14
+    with strips_of(2**14):
+        plan = nc.plan(pass_, case.x_shape, case.w_shape, **case.options, dtype=dtype, strategy="loop")
+        parts = {part for part in plan.program(pass_ == "forward").parts if part.name == "strip"}
+        run(case, draw_data(case, dtype), pass_, "loop")
+    assert len(parts) == 2
+    assert all(0 < part.nbytes <= 4 * 2**14 for part in parts)
+    assert plan.workspace < 4 * np.prod(case.x_shape) // 2
 
 
 def test_promises_for_halves():
