@@ -231,16 +231,16 @@ def test_stores_past_the_caches_write_the_same(case, dtype):
     jobs = [(pass_, name) for pass_ in shapes for name in supporting(case, pass_, dtype=dtype) if name in AUTO]
     expected = {job: run(case, data, *job).tobytes() for job in jobs}
     for (pass_, name), offset in product(jobs, (0, 1, 2, 4, 8)):
-            size = int(np.prod(shapes[pass_]))
-            memory = arrays.empty((size + 4096,), np.dtype(dtype))
-            memory.fill(7)
-            start = -(memory.ctypes.data // memory.itemsize) % 64 + 64 + offset
-            out = memory[start : start + size].reshape(shapes[pass_])
-            with fresh.patched((machine, "STREAM_BYTES", 0)):
-                run(case, data, pass_, name, out=out)
-            assert out.tobytes() == expected[pass_, name], (pass_, name, offset)
-            assert (memory[:start] == 7).all()
-            assert (memory[start + size :] == 7).all()
+        size = int(np.prod(shapes[pass_]))
+        memory = arrays.empty((size + 4096,), np.dtype(dtype))
+        memory.fill(7)
+        start = -(memory.ctypes.data // memory.itemsize) % 64 + 64 + offset
+        out = memory[start : start + size].reshape(shapes[pass_])
+        with fresh.patched((machine, "STREAM_BYTES", 0)):
+            run(case, data, pass_, name, out=out)
+        assert out.tobytes() == expected[pass_, name], (pass_, name, offset)
+        assert (memory[:start] == 7).all()
+        assert (memory[start + size :] == 7).all()
 
 
 def test_workspace_is_bounded():

@@ -1,17 +1,21 @@
-"""The kernel cache: what was saved is loaded, and whatever happens to the files is a miss, never a wrong kernel."""
+"""Compiled code on disk: what was saved is loaded, and whatever happens to the files is a miss, never wrong code."""
 
+import compileall
+import os
 import pickle
 import re
-import signal
-import threading
+import shutil
+from importlib.machinery import ModuleSpec
+from pathlib import Path
 
-import numpy as np
 import pytest
-from numba.core.errors import TypingError
 
 import child
-import threaded
-from nhwconv.kernels import jit, native
+import faults
+import nhwconv
+from nhwconv.runtime import files
+from nhwconv.runtime import store as module
+from nhwconv.runtime.store import Store, cache_folder, clear_cache
 
 DATA = {"machine code": bytes(range(256)) * 40}
 
@@ -20,7 +24,8 @@ DATA = {"machine code": bytes(range(256)) * 40}
 def store(tmp_path, monkeypatch):
     """A store in a folder of its own."""
     monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
-    return jit.Store("nhwconv.kernels.some.kernel", {"parallel": True})
+    monkeypatch.setattr(files, "_told", set())
+    return Store("nhwconv.some.body", {"parallel": True})
 
 
 def only_file(folder):
@@ -41,23 +46,70 @@ def test_round_trip(store, tmp_path):
 
 
 def test_name_and_options_are_part_of_the_key(store):
-    """The serial twin does not load the parallel kernel, nor one kernel another's."""
+    """The serial form does not load the parallel one, nor one body another's."""
     store.save("key", DATA)
-    assert jit.Store(store.name, {"parallel": True}).load("key") == DATA
-    assert jit.Store(store.name, {}).load("key") is None
-    assert jit.Store(store.name, {"parallel": True, "fastmath": True}).load("key") is None
-    assert jit.Store("nhwconv.kernels.another.kernel", {"parallel": True}).load("key") is None
+    assert Store(store.name, {"parallel": True}).load("key") == DATA
+    assert Store(store.name, {}).load("key") is None
+    assert Store(store.name, {"parallel": True, "fastmath": True}).load("key") is None
+    assert Store("nhwconv.another.body", {"parallel": True}).load("key") is None
 
 
 def test_version_is_part_of_the_path(store, monkeypatch):
     """Other sources, or another Python, Numba or llvmlite, means another folder."""
-    monkeypatch.setattr(jit, "_version", jit._version.__wrapped__)  # computed each time
+    monkeypatch.setattr(module, "_version", module._version.__wrapped__)  # computed each time
     store.save("key", DATA)
-    for module, name in ((jit.numba, "__version__"), (jit.llvmlite, "__version__"), (jit.sys, "version")):
+    for of, name in ((module.numba, "__version__"), (module.llvmlite, "__version__"), (module.sys, "version")):
         with monkeypatch.context() as patch:
-            patch.setattr(module, name, "99.0")
+            patch.setattr(of, name, "99.0")
             assert store.load("key") is None
     assert store.load("key") == DATA
+
+
+def test_version_covers_all_that_decides_machine_code(monkeypatch):
+    """Every module of codegen/, runtime/ and strategies/: a change of any of them is another version."""
+    package = Path(nhwconv.__file__).parent
+    paths = [p for folder in ("codegen", "runtime", "strategies") for p in (package / folder).rglob("*.py")]
+    modules = {".".join(("nhwconv", *p.relative_to(package).with_suffix("").parts)) for p in paths}
+    modules = {name.removesuffix(".__init__") for name in modules}
+    assert len(modules) > 30
+    ordinary, version = module._text, module._version.__wrapped__
+    seen = []
+    monkeypatch.setattr(module, "_text", lambda spec: seen.append(spec.name) or ordinary(spec))
+    before = version()
+    assert sorted(seen) == sorted(modules)
+    assert version() == before
+    for name in modules:
+        monkeypatch.setattr(module, "_text", lambda spec, name=name: ordinary(spec) + b"#" * (spec.name == name))
+        assert version() != before, name
+
+
+def test_settings_of_the_compiler_are_part_of_the_version(monkeypatch):
+    """What Numba is told by the environment decides code, too; where and on how many threads it runs does not."""
+    version = module._version.__wrapped__
+    before = version()
+    for name, value in (("NUMBA_OPT", "1"), ("NUMBA_CPU_NAME", "generic"), ("NUMBA_SLP_VECTORIZE", "1")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert version() != before, name
+    for name, value in (("NUMBA_NUM_THREADS", "3"), ("NUMBA_THREADING_LAYER", "omp"), ("NUMBA_CACHE_DIR", "/tmp")):
+        monkeypatch.setenv(name, value)
+    assert version() == before
+
+
+def test_a_module_without_its_source_counts_by_its_code():
+    """Where a loader has no data, as in a frozen program, its code object is taken."""
+
+    class Frozen:
+        def __init__(self, source):
+            self.source = source
+
+        def get_code(self, name):
+            return compile(self.source, name, "exec")
+
+    def text(source):
+        return module._text(ModuleSpec("frozen", Frozen(source), origin="frozen"))
+
+    assert text("a = 1") == text("a = 1") != text("a = 2")
 
 
 DAMAGE = {
@@ -71,7 +123,7 @@ DAMAGE = {
     "a bit of the data": lambda data: data[:5000] + bytes([data[5000] ^ 128]) + data[5001:],
     "the last bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
     "foreign": lambda data: b"MZ" + bytes(1000),
-    "a foreign pickle": lambda data: pickle.dumps("not a kernel"),
+    "a foreign pickle": lambda data: pickle.dumps("not code"),
     "text": lambda data: b"hello\n" * 100,
 }
 
@@ -87,9 +139,9 @@ def test_a_damaged_file_is_a_miss_and_is_replaced(damage, store, tmp_path):
     assert store.load("key") == DATA
 
 
-def test_another_kernels_file_under_this_name_is_a_miss(store, tmp_path):
+def test_another_entrys_file_under_this_name_is_a_miss(store, tmp_path):
     """A whole and sound file, but of another key: a checksum of the contents alone would not notice."""
-    store.save("another key", "another kernel's machine code")
+    store.save("another key", "another body's machine code")
     other = only_file(tmp_path)
     sound = other.read_bytes()
     other.unlink()
@@ -114,17 +166,89 @@ def test_cache_folder_and_clear_cache(tmp_path, monkeypatch):
     """NHWCONV_CACHE_DIR comes before NUMBA_CACHE_DIR, and that before the user's folder; clearing needs no folder."""
     for name in ("NHWCONV_CACHE_DIR", "NUMBA_CACHE_DIR"):
         monkeypatch.delenv(name, raising=False)
-    home = jit.cache_folder()
+    home = cache_folder()
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "numba"))
-    assert jit.cache_folder() == tmp_path / "numba" / "nhwconv" / "kernels" != home
+    assert cache_folder() == tmp_path / "numba" / "nhwconv" / "kernels" != home
     monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path / "own"))
-    assert jit.cache_folder() == tmp_path / "own" / "nhwconv" / "kernels"
-    jit.clear_cache()
-    store = jit.Store("name", {})
+    assert cache_folder() == tmp_path / "own" / "nhwconv" / "kernels"
+    clear_cache()
+    store = Store("name", {})
     store.save("key", DATA)
-    jit.clear_cache()
+    clear_cache()
     assert store.load("key") is None
-    assert not jit.cache_folder().exists()
+    assert not cache_folder().exists()
+
+
+# ---------------------------------------------------------------------------------------------- who wrote it
+
+
+def _belongs_to_another(path, monkeypatch):
+    if os.geteuid() == 0:
+        os.chown(path, 54321, -1)
+    else:
+        another = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: another)
+
+
+UNTRUSTED = {
+    "a file that anybody may write to": lambda folder, file, patch: file.chmod(0o646),
+    "a folder that anybody may write to": lambda folder, file, patch: folder.chmod(0o777),
+    "somebody else's file": lambda folder, file, patch: _belongs_to_another(file, patch),
+    "somebody else's folder": lambda folder, file, patch: _belongs_to_another(folder, patch),
+}
+
+
+@pytest.mark.parametrize("change", UNTRUSTED)
+def test_what_others_may_have_written_is_not_read(change, store, tmp_path, monkeypatch):
+    """It is code, and would be run: one warning says so, however many entries there are; then compiling goes on."""
+    store.save("key", DATA)
+    file = only_file(tmp_path)
+    UNTRUSTED[change](file.parent, file, monkeypatch)
+    found = faults.caught(lambda: [store.load("key") for _ in range(3)])
+    assert len(found) == 1
+    assert re.fullmatch(r"nhwconv does not read compiled code from .*: others may write to it", found[0])
+    assert str(file.parent) in found[0]
+    monkeypatch.undo()
+    if change.startswith("a file"):
+        file.chmod(0o644)
+    elif change.startswith("a folder"):
+        file.parent.chmod(0o755)
+    elif os.geteuid() == 0:
+        for path in (file, file.parent):
+            os.chown(path, 0, -1)
+    monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
+    assert store.load("key") == DATA
+
+
+def test_a_generous_umask_costs_nothing(store):
+    """Folders and files are this user's alone to write to, whatever is usual where it runs."""
+    before = os.umask(0)
+    try:
+        store.save("key", DATA)
+    finally:
+        os.umask(before)
+    assert store.load("key") == DATA  # a warning would be an error
+
+
+def test_without_a_home_nothing_is_called_tilde(tmp_path, monkeypatch):
+    """Where nobody knows this user's home, the folder is below the system's temporary one, and this user's own."""
+    pwd = pytest.importorskip("pwd")
+
+    def unknown(uid):
+        raise KeyError(uid)
+
+    for name in ("HOME", "XDG_CACHE_HOME", "NHWCONV_CACHE_DIR", "NUMBA_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.chdir(tmp_path)
+    folder = cache_folder()
+    assert folder.is_absolute()
+    assert "~" not in str(folder)
+    assert folder.is_relative_to(tmp_path / "temporary")
+    assert str(os.getuid()) in str(folder.relative_to(tmp_path / "temporary"))
+    Store("name", {}).save("key", DATA)
+    assert [p.name for p in tmp_path.iterdir()] == ["temporary"]
 
 
 # --------------------------------------------------------------------------------------- whole processes
@@ -198,102 +322,41 @@ def test_sixteen_cold_processes_at_once(tmp_path):
     assert at_once(4, jobs=6, calls=100) == [(len(numbas(files)), 0)] * 4
 
 
-def test_names_of_numba_that_the_cache_uses():
-    """The private parts of Numba that jit.py relies on; a new version that moves one fails here, by name."""
-    from numba.core import caching, dispatcher
-    from numba.core.serialize import dumps
-    from numba.np.ufunc import parallel
+def test_without_sources_code_is_kept_and_versions_differ(tmp_path):
+    """A program that ships bytecode alone: a second process compiles nothing, an upgraded one does not load the old."""
+    package = tmp_path / "program" / "nhwconv"
+    shutil.copytree(Path(nhwconv.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
 
-    assert callable(dumps)
-    assert isinstance(parallel._is_initialized, bool)
-    kernel = jit.kernel(lambda x: None)
-    assert isinstance(kernel.serial, dispatcher.Dispatcher)
-    cache = kernel.serial._cache
-    assert isinstance(cache, caching.FunctionCache)
-    # What Numba's own constructor sets, the kernel cache has as well.
-    assert set(vars(caching.FunctionCache(threaded.check))) - {"_source_path", "_disabled"} <= set(vars(cache))
-    for name in ("_load_overload", "_save_overload", "_index_key"):
-        assert callable(getattr(caching.FunctionCache, name)), name
-    for name in ("load", "save", "flush"):
-        assert callable(getattr(caching.IndexDataCacheFile, name)), name
-        assert callable(getattr(jit.Store, name)), name
+    def build():
+        assert compileall.compile_dir(package, quiet=1, legacy=True, force=True)
+        sources = {p: p.read_text() for p in package.rglob("*.py")}
+        for path in sources:
+            path.unlink()
+        return sources
 
-
-# ------------------------------------------------------------------------------------------------- interrupts
-
-
-def where(*_):
-    """Return the thread that runs this."""
-    return threading.current_thread()
+    where = {
+        "NHWCONV_CACHE_DIR": tmp_path / "cache",
+        "PYTHONPATH": os.pathsep.join(map(str, (child.TESTS, package.parent))),
+    }
+    sources = build()
+    (loaded, compiled), warnings = statistics(child.run(FORWARD, **where))
+    assert (loaded, warnings) == (0, [])
+    assert statistics(child.run(FORWARD, **where)) == ((compiled, 0), [])
+    for path, text in sources.items():
+        path.write_text(text + "\nUPGRADED = True\n" * (path.name == "machine.py"))
+    build()
+    assert statistics(child.run(FORWARD, **where)) == ((0, compiled), [])
 
 
-def test_ctrl_c_does_not_reach_the_compiler(monkeypatch):
-    """It strikes the main thread: kernels and micro-kernels are compiled in another, and a thread's own in itself."""
-    assert jit.shielded(where) is not threading.main_thread()
-    threads = []
-    monkeypatch.setattr(native, "_load", lambda *_: threads.append(where()) or 1)
-    native.native("some function", lambda module, name: None)
-    del native._addresses["some function"]
-    monkeypatch.setattr(jit.Store, "load", lambda *_: threads.append(where()))
-    monkeypatch.setattr(jit.Store, "save", lambda *_: None)
-    jit.kernel(lambda x, *_: None)(np.ones(1), workers=1)
-    assert len(threads) == 2
-    assert threading.main_thread() not in threads
-    caller = threading.Thread(target=lambda: threads.append(jit.shielded(where)))
-    caller.start()
-    caller.join()
-    assert threads[-1] is caller
-
-
-def test_an_interrupted_caller_need_not_wait():
-    """The interrupt is raised at once; what is being compiled is finished meanwhile."""
-    started, finish, finished = threading.Event(), threading.Event(), threading.Event()
-
-    def compiling():
-        started.set()
-        finish.wait()
-        finished.set()
-
-    def interrupt():
-        started.wait()
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-
-    ctrl_c = threading.Thread(target=interrupt)
-    ctrl_c.start()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt):
-        jit.shielded(compiling)
-    signal.signal(signal.SIGINT, before)
-    ctrl_c.join()
-    assert not finished.is_set()
-    finish.set()
-    assert finished.wait(10)
-
-
-def test_errors_of_the_compiler_are_raised():
-    """By the thread that asked, as they are."""
-    with pytest.raises(TypingError):
-        jit.kernel(lambda x: x.nonsense)(np.ones(1), workers=1)
-
-
-def test_what_is_part_of_a_compilation_does_not_wait_for_it(monkeypatch):
-    """A thread that holds the compiler's lock compiles by itself: another would wait for it, and it for the other."""
-    monkeypatch.delattr(jit, "ThreadPoolExecutor")
-    with jit.compiler_lock:
-        assert jit.shielded(where) is threading.main_thread()
-
-
-def test_without_threads_the_caller_compiles(monkeypatch):
-    """As at the end of a program, when Python starts none."""
-
-    def refused(*_):
-        raise RuntimeError("can't start new thread at interpreter shutdown")
-
-    monkeypatch.setattr(jit.ThreadPoolExecutor, "submit", refused)
-    assert jit.shielded(where) is threading.main_thread()
-
-
-def test_a_first_call_at_the_end_of_a_program_is_right(tmp_path):
-    """Functions that run at exit can start no threads."""
-    code = "import atexit, threaded; atexit.register(lambda: print(threaded.check(threaded.SMALL) or 'right'))"
-    assert child.run(code, NHWCONV_CACHE_DIR=str(tmp_path)) == "right\n"
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_cache_that_others_may_write_to_costs_compiling_alone(what, tmp_path):
+    """Results are right, everything is compiled anew, and one warning says why."""
+    where = {"NHWCONV_CACHE_DIR": tmp_path}
+    (_, compiled), _ = statistics(child.run(FORWARD, **where))
+    (folder,) = {p.parent for p in tmp_path.rglob("*.bin")}
+    for path in [folder] if what == "folder" else folder.iterdir():
+        path.chmod(0o777)
+    (loaded, again), warnings = statistics(child.run(FORWARD, **where))
+    assert (loaded, again) == (0, compiled)
+    assert len(warnings) == 1
+    assert f"does not read compiled code from {folder}" in warnings[0]

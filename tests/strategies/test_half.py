@@ -10,7 +10,9 @@ import fresh
 import nhwconv as nc
 import oracle
 from cases import PASSES, Case, cases, draw_data, exact, run, supporting
+from nhwconv import planning
 from nhwconv.problem import ConvProblem
+from nhwconv.program import Program
 from nhwconv.strategies import half
 from tolerance import assert_close, gamma
 
@@ -186,9 +188,136 @@ def test_half_types_are_converted_in_blocks(pass_, dtype):
         run(case, draw_data(case, dtype), pass_, "loop")
     assert len(parts) == 2
     assert all(0 < part.nbytes <= 4 * 2**14 for part in parts)
-    assert plan.workspace < 4 * np.prod(case.x_shape) // 2
+    assert plan.workspace < 4 * (np.prod(case.x_shape) + np.prod(case.y_shape)) // 2
 
 
 def test_promises_for_halves():
     """The tolerance of the tests above: much finer than a half type's own sum would be."""
     assert gamma(1000, np.dtype(np.float32)) < float(ml_dtypes.finfo(np.float16).eps)
+
+
+# ------------------------------------------------------------------------------------------- conversions
+
+FLOAT32 = np.dtype(np.float32)
+
+
+def converted(body, source, target, count):
+    """Run one step that converts numbers."""
+    planning.execute(Program((half._step(body, count, "x", "y"),)), x=source, y=target)
+    return target
+
+
+def widened(halves):
+    return converted(half.widen(halves.dtype.name), halves, np.empty(halves.shape, FLOAT32), halves.size)
+
+
+def rounded(numbers, dtype):
+    body = half.round_numbers(np.dtype(dtype).name, numbers.itemsize)
+    return converted(body, numbers, np.empty(numbers.shape, dtype), numbers.size)
+
+
+def bits(array):
+    """Return what is compared: bits, but for NaN, of which there are many."""
+    found = array.view(f"u{array.itemsize}").copy()
+    found[np.isnan(array.astype(np.float64))] = 0xFFFF
+    return found
+
+
+@each_half
+def test_every_half_number_is_widened_exactly(dtype):
+    """All 65536, subnormal numbers, infinities and NaN among them; and rounded they are what they were."""
+    halves = np.arange(2**16, dtype=np.uint16).view(dtype)
+    wide = widened(halves)
+    np.testing.assert_array_equal(bits(wide), bits(halves.astype(np.float32)))
+    np.testing.assert_array_equal(np.signbit(wide), np.signbit(halves))
+    np.testing.assert_array_equal(bits(rounded(wide, dtype)), bits(halves))
+    np.testing.assert_array_equal(bits(rounded(wide.astype(np.float64), dtype)), bits(halves))
+
+
+def neighbours(dtype, wide):
+    """Return every half number, what lies halfway to the next, and the nearest numbers of `wide` on either side."""
+    halves = np.arange(2**16, dtype=np.uint16).view(dtype).astype(np.float64)
+    halves = np.sort(halves[np.isfinite(halves)])
+    step = halves[-1] - halves[-2]
+    ends = [halves[0] - step / 2, halves[-1] + step / 2]  # from which on numbers are infinite
+    middle = np.concatenate([halves, (halves[:-1] + halves[1:]) / 2, ends]).astype(wide)
+    around = [np.nextafter(middle, wide(s), dtype=wide) for s in (-np.inf, np.inf)]
+    return np.concatenate([middle, *around, np.array([np.inf, -np.inf, np.nan, 1e38, -1e38, 1e-45, -0.0], wide)])
+
+
+@each_half
+@pytest.mark.parametrize("wide", [np.float32, np.float64])
+def test_numbers_are_rounded_to_the_nearest_and_ties_to_even(wide, dtype):
+    """At every half number, at every tie and right beside it, as NumPy and ml_dtypes round float32."""
+    numbers = neighbours(dtype, wide)
+    got = rounded(numbers, dtype)
+    # float64 is rounded at once. Of what float32 cannot tell from a tie, the side is known; for the rest NumPy rounds.
+    with np.errstate(all="ignore"):
+        single = numbers.astype(np.float32)
+        odd = np.nextafter(single, np.where(numbers > single, np.inf, -np.inf).astype(np.float32), dtype=np.float32)
+        single = np.where((single != numbers) & np.isfinite(numbers), odd_of(numbers, single, odd), single)
+        expected = single.astype(dtype)
+    np.testing.assert_array_equal(bits(got), bits(expected))
+
+
+def odd_of(numbers, single, beyond):
+    """Of the float32 on either side of a number, return the one whose last bit is set."""
+    is_odd = (single.view(np.uint32) & 1).astype(bool)
+    return np.where(is_odd, single, beyond)
+
+
+@each_half
+@pytest.mark.parametrize("wide", [np.float32, np.float64])
+def test_any_number_is_rounded_to_the_nearest(wide, dtype):
+    """Random bits of float32; in float64, what float16 of NumPy gives directly."""
+    drawn = np.random.default_rng(0).integers(0, 2**32, 10**6, np.uint32).view(np.float32)
+    with np.errstate(all="ignore"):
+        expected = drawn.astype(dtype)
+        np.testing.assert_array_equal(bits(rounded(drawn.astype(wide), dtype)), bits(expected))
+        if dtype is np.float16 and wide is np.float64:
+            rng = np.random.default_rng(1)
+            fine = rng.standard_normal(10**6) * 10.0 ** rng.integers(-9, 6, 10**6)
+            np.testing.assert_array_equal(bits(rounded(fine, dtype)), bits(fine.astype(np.float16)))
+
+
+@pytest.mark.parametrize("count", [1, 2, 63, half.BLOCK - 1, half.BLOCK, half.BLOCK + 1, 2 * half.BLOCK + 5])
+def test_conversions_write_what_they_should_and_no_more(count):
+    """In blocks, of which the last is a rest."""
+    halves = np.random.default_rng(0).standard_normal(count + 8).astype(np.float16)
+    wide = np.full(count + 8, 7, np.float32)
+    converted(half.widen("float16"), halves, wide, count)
+    np.testing.assert_array_equal(wide[:count], halves[:count].astype(np.float32))
+    assert (wide[count:] == 7).all()
+    back = np.full(count + 8, 9, np.float16)
+    converted(half.round_numbers("float16", 4), wide, back, count)
+    np.testing.assert_array_equal(back[:count], halves[:count])
+    assert (back[count:] == 9).all()
+
+
+@each_half
+def test_no_setting_of_numpy_concerns_half_types(dtype):
+    """np.seterr(all="raise"): what overflows is infinite, what underflows is zero, and nothing is raised."""
+    x, w = np.full((1, 3, 3, 2), 3, dtype), np.full((2, 2, 2, 2), 1e4, dtype)
+    tiny = np.full((1, 3, 3, 2), ml_dtypes.finfo(dtype).smallest_subnormal, dtype)
+    nan = np.full((2, 2, 2, 2), np.nan, dtype)
+    with np.errstate(all="raise"):
+        for strategy in nc.strategies():
+            case = Case(n=1, h=3, w=3, c=2, d=2, kh=2, kw=2)
+            if strategy not in supporting(case, *PASSES, dtype=dtype):
+                continue
+            y = nc.conv2d(x, w, np.full(2, 6e4, dtype), strategy=strategy)
+            assert np.isinf(y.astype(np.float32)).all() == (dtype is np.float16)
+            assert not nc.conv2d(tiny, tiny[:, :2, :2].repeat(2, 0), strategy=strategy).astype(np.float32).any()
+            g = nc.conv2d_backward(x, nan, y, strategy=strategy)
+            assert np.isnan(g.dx.astype(np.float32)).all()
+        assert np.isinf(nc.conv2d_bias_grad(np.full((2, 9, 9, 3), 60000, np.float16))).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_a_bias_that_is_too_large_is_infinite(dtype):
+    """A Python number takes the dtype of w, and what that cannot hold is Inf, whatever np.seterr says."""
+    x, w = np.ones((4, 4), dtype), np.ones((2, 2), dtype)
+    with np.errstate(all="raise"):
+        y = nc.conv2d(x, w, 1e300)
+    assert y.dtype == dtype
+    assert np.isposinf(y.astype(np.float32)).all()

@@ -245,7 +245,9 @@ def serve() -> None:
 
 def check_target() -> None:
     """Print what Numba compiles for; compare every pass with the oracle, inside guard pages as well."""
-    print(machine.vector_bytes(), machine.registers(), machine.has_fma(), machine.lanes(4), machine.lanes(8), flush=True)
+    print(
+        machine.vector_bytes(), machine.registers(), machine.has_fma(), machine.lanes(4), machine.lanes(8), flush=True
+    )
     some = [
         *threaded.LARGE,
         threaded.SMALL,
