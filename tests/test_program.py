@@ -37,9 +37,7 @@ def step(*operands, tasks=1, number=1, cycles=0.0, body=None):
 
 def taken(program):
     """Return each part with where it lies: (part, start, end)."""
-    return [
-        (part, start, start + part.nbytes) for part, start in zip(program.parts, program.offsets, strict=True)
-    ]
+    return [(part, start, start + part.nbytes) for part, start in zip(program.parts, program.offsets, strict=True)]
 
 
 def used(program):

@@ -96,7 +96,8 @@ def test_closures_of_other_numbers_are_other_bodies(folder):
 
 
 def test_a_body_is_compiled_once_by_many_threads(folder):
-    """All that ask at once wait for one compilation."""
+    """All that ask at once wait for one compilation; the stack of other threads stays what it was."""
+    before = threading.stack_size()
     body, together, found = jit.Body(five), threading.Barrier(8), []
 
     def ask():
@@ -111,6 +112,7 @@ def test_a_body_is_compiled_once_by_many_threads(folder):
     assert len(set(found)) == 1
     assert len(found) == 8
     assert body.stats == (0, 1)
+    assert threading.stack_size() == before
 
 
 def test_a_first_call_from_a_thread_with_little_stack(folder):
@@ -118,7 +120,7 @@ def test_a_first_call_from_a_thread_with_little_stack(folder):
     code = (
         "import threading, threaded\n"
         "threading.stack_size(2**16)\n"
-        "thread = threading.Thread(target=threaded.check, args=(threaded.SMALL,), kwargs={'strategy': 'loop'})\n"
+        "thread = threading.Thread(target=threaded.bits_of, args=(threaded.SMALL, 'forward'))\n"
         "failed = []\n"
         "threading.excepthook = failed.append\n"
         "thread.start(); thread.join()\n"
@@ -216,7 +218,7 @@ def test_compiling_is_quiet(folder):
     """The first call of a program that logs everything prints some lines; Numba's own would be tens of thousands."""
     code = (
         "import logging; logging.basicConfig(level=logging.DEBUG)\n"
-        "import threaded; threaded.check(threaded.SMALL, strategy='loop')\n"
+        "import threaded; threaded.bits_of(threaded.SMALL, 'forward')\n"
         "print(logging.getLogger('numba').level)\n"
     )
     status, out, err = child.finish(child.start(code, NHWCONV_CACHE_DIR=folder))
@@ -296,5 +298,5 @@ def test_without_a_compiler_auto_answers_by_tensordot():
 
 def test_code_that_is_not_optimised_computes(folder):
     """NUMBA_OPT=0, as debuggers have it."""
-    code = "import threaded; threaded.check(threaded.SMALL); threaded.check(threaded.LARGE[1]); print('right')"
+    code = "import threaded; threaded.check(threaded.LARGE[1], strategy='loop'); print('right')"
     assert child.run(code, NUMBA_OPT=0, NHWCONV_CACHE_DIR=folder) == "right\n"

@@ -267,12 +267,28 @@ def statistics(out):
     return tuple(map(int, first.split())), rest
 
 
-def test_a_second_process_compiles_nothing_and_damage_is_repaired(tmp_path):
-    """Compiled once, then loaded; after damage to every file compiled again, with right results, then loaded again."""
-    where = {"NHWCONV_CACHE_DIR": tmp_path}
-    (loaded, compiled), warnings = statistics(child.run(FORWARD, **where))
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """A cache folder after a process that compiled, and how much it did."""
+    folder = tmp_path_factory.mktemp("cache")
+    (loaded, compiled), warnings = statistics(child.run(FORWARD, NHWCONV_CACHE_DIR=folder))
     assert (loaded, warnings) == (0, [])
     assert compiled > 0
+    return folder, compiled
+
+
+@pytest.fixture
+def filled(compiled_once, tmp_path):
+    """A copy of it, and how much was compiled."""
+    folder, compiled = compiled_once
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path, compiled
+
+
+def test_a_second_process_compiles_nothing_and_damage_is_repaired(filled):
+    """Compiled once, then loaded; after damage to every file compiled again, with right results, then loaded again."""
+    tmp_path, compiled = filled
+    where = {"NHWCONV_CACHE_DIR": tmp_path}
     files = sorted(p for p in tmp_path.rglob("*") if p.is_file())
     written = [p.stat().st_mtime_ns for p in files]
     assert len(numbas(files)) == compiled
@@ -348,15 +364,13 @@ def test_without_sources_code_is_kept_and_versions_differ(tmp_path):
     assert statistics(child.run(FORWARD, **where)) == ((0, compiled), [])
 
 
-@pytest.mark.parametrize("what", ["folder", "file"])
-def test_a_cache_that_others_may_write_to_costs_compiling_alone(what, tmp_path):
+def test_files_that_others_may_write_to_cost_compiling_alone(filled):
     """Results are right, everything is compiled anew, and one warning says why."""
-    where = {"NHWCONV_CACHE_DIR": tmp_path}
-    (_, compiled), _ = statistics(child.run(FORWARD, **where))
+    tmp_path, compiled = filled
     (folder,) = {p.parent for p in tmp_path.rglob("*.bin")}
-    for path in [folder] if what == "folder" else folder.iterdir():
-        path.chmod(0o777)
-    (loaded, again), warnings = statistics(child.run(FORWARD, **where))
-    assert (loaded, again) == (0, compiled)
+    for path in folder.iterdir():
+        path.chmod(0o666)
+    statistics_of, warnings = statistics(child.run(FORWARD, NHWCONV_CACHE_DIR=tmp_path))
+    assert statistics_of == (0, compiled)
     assert len(warnings) == 1
     assert f"does not read compiled code from {folder}" in warnings[0]

@@ -186,13 +186,17 @@ def _run_pass(problem: Problem, pass_: str, strategy: str, at_start: bool) -> np
     scratch = Scratch(at_start)
     if pass_ == "forward":
         nc.conv2d(data.x, data.w, data.b, **options, out=out)
+    elif pass_ == "weight_grad" and (problem.seed + at_start) % 2:
+        both = nc.Gradients(None, out, db)
+        db.fill(0)
+        nc.conv2d_backward(data.x, data.w, data.dy, needs=("dw", "db"), **options, out=both, accumulate=accumulate)
     elif pass_ == "weight_grad":
         size = case.kh, case.kw
         nc.conv2d_weight_grad(data.x, data.dy, size, **options, out=out, accumulate=accumulate)
         nc.conv2d_bias_grad(data.dy, out=db)
     else:
         nc.conv2d_input_grad(data.dy, data.w, (case.h, case.w), **options, out=out)
-    assert scratch.made
+    assert scratch.made or not case.n
     for g in guarded + results + scratch.made:
         g.check()
     return out.copy()
@@ -235,9 +239,9 @@ def run(problem: Problem) -> int:
 
 
 def serve() -> None:
-    """Run the problems that come in, a line of Python each; a minute is enough for any of them."""
+    """Run the problems that come in, a line of Python each; five minutes are enough for any, busy as a machine is."""
     for line in sys.stdin:
-        signal.alarm(60)
+        signal.alarm(300)
         count = run(eval(line))
         signal.alarm(0)
         print("ok", count, flush=True)
