@@ -37,11 +37,11 @@ test-pages: $(VENV)/with-pages  ## test the pages that it makes in Chromium, whi
 nightly: $(VENV)/with-test  ## run all tests in their long forms: more problems, more threads, more calls
 	NHWCONV_TESTS=nightly $(BIN)/python -m pytest $(ARGS)
 
-soak: $(VENV)/with-test  ## ten minutes of random problems against the oracle; ARGS goes to tests/soak.py
-	$(BIN)/python tests/soak.py $(ARGS)
+soak: $(VENV)/with-test  ## ten minutes of random problems against the oracle; ARGS goes to tests/support/soak.py
+	$(BIN)/python tests/support/soak.py $(ARGS)
 
 mutants: $(VENV)/with-test  ## make chosen mistakes in copies of the package, and see the tests notice each
-	$(BIN)/python tests/mutate.py $(ARGS)
+	$(BIN)/python tests/support/mutate.py $(ARGS)
 
 lint: $(VENV)/with-dev  ## ruff and mypy
 	$(BIN)/ruff check

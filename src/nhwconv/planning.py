@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -299,6 +299,8 @@ class Backward:
 
 def _program(name: str, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
     strategy = REGISTRY[name]
+    if half(problem.dtype) and jit.disabled():
+        return halves.program_without_compiler(strategy, problem, pass_, wanted)
     if half(problem.dtype):
         return halves.program(strategy, REGISTRY["loop"], problem, pass_, wanted)
     return strategy.program(problem, pass_, wanted)
@@ -352,13 +354,19 @@ def _allowed(strategy: object) -> tuple[str, ...]:
     """Return the names to choose from; what "auto" chooses from needs Numba's compiler."""
     names = strategy_names(strategy)
     if strategy == "auto" and jit.disabled():
-        warnings.warn(
-            "nhwconv: NUMBA_DISABLE_JIT is set, so tensordot, which is slow, stands in for compiled strategies",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        _warn_of_tensordot()
         return ("tensordot",)
     return names
+
+
+@cache
+def _warn_of_tensordot() -> None:
+    """Warn, once a process."""
+    warnings.warn(
+        "nhwconv: NUMBA_DISABLE_JIT is set, so tensordot, which is slow, stands in for compiled strategies",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def make_plan(problem: ConvProblem, pass_: Pass, strategy: object, form: Form | None = None) -> Plan:

@@ -65,11 +65,12 @@ class _Compilation(threading.Thread):
 
     def begin(self) -> None:
         """Start, with a stack of its own size; the setting of other threads is what it was."""
-        before = threading.stack_size(STACK)
-        try:
-            self.start()
-        finally:
-            threading.stack_size(before)
+        with compiler_lock:  # the setting is the process's: one thread after another changes it
+            before = threading.stack_size(STACK)
+            try:
+                self.start()
+            finally:
+                threading.stack_size(before)
 
     def run(self) -> None:
         try:

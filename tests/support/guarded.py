@@ -2,7 +2,7 @@
 
 A kernel under an intrinsic has no bounds check. Here a read or write past an array's end kills the process, a write
 into the rest of its first or last page is found afterwards, and inputs are read-only for the processor itself.
-Workspaces, which come from `nhwconv.arrays.empty`, are guarded as well.
+So is the scratch of programs: each part lies in pages of its own.
 
 ``serve()`` is what the test starts in a process of its own: it reads problems, a line each, and answers "ok"; a problem
 that touches what it should not ends the process.
@@ -20,10 +20,13 @@ from typing import Any
 
 import numpy as np
 
+import fresh
 import nhwconv as nc
+import threaded
 from cases import PASSES, Case, Data, draw_data, refusal
-from nhwconv import arrays, machine, storage
-from nhwconv.strategies import REGISTRY
+from nhwconv.program import Program
+from nhwconv.runtime import arrays, executor, machine
+from nhwconv.strategies import REGISTRY, half
 from tolerance import assert_close
 
 PAGE = mmap.PAGESIZE
@@ -68,18 +71,57 @@ class Guarded:
             raise AssertionError(f"written beside an array of shape {self.array.shape}")
 
 
-def _workspaces(at_start: bool) -> list[Guarded]:
-    """Guard what `arrays.empty` returns from now on; return the list in which it will be."""
-    made: list[Guarded] = []
+class Scratch:
+    """Stands for the executor's two entries: the scratch of a program is guarded, each part and the header by itself.
 
-    def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        made.append(Guarded(shape, dtype, at_start, arrays.ALIGNMENT))
-        made[-1].array.view(np.uint8).fill(0xFF)  # NaN: nothing may depend on what a workspace held
-        return made[-1].array
+    Its programs run as they are, with other offsets in their images; afterwards all of `made` can be checked.
+    """
 
-    arrays.empty = empty
-    arrays.PAGE = 0  # the scratch of two workers side by side: what is written past the one's end shows in the other
-    return made
+    def __init__(self, at_start: bool) -> None:
+        self.at_start, self.made = at_start, list[Guarded]()
+        # The scratch of two workers side by side: what is written past the one's end shows in the other.
+        arrays.PAGE = 0
+        executor.run, executor.run_calls = self.run, self.run_calls  # type: ignore[assignment]
+
+    def _guard(self, nbytes: int) -> np.ndarray:
+        self.made.append(Guarded((nbytes,), np.uint8, self.at_start, arrays.ALIGNMENT))
+        self.made[-1].array.fill(0xFF)  # NaN: nothing may depend on what scratch held
+        return self.made[-1].array
+
+    def _place(self, program: Program) -> tuple[np.ndarray, list[np.ndarray], tuple[int, ...]]:
+        """Return the header's memory, that of each part, and how far from the header it is."""
+        header, parts = self._guard(program.header), [self._guard(part.nbytes) for part in program.parts]
+        base = -(-header.ctypes.data // arrays.ALIGNMENT) * arrays.ALIGNMENT
+        assert base == header.ctypes.data
+        return header, parts, tuple(part.ctypes.data - base for part in parts)
+
+    def run(self, program: Program, *operands: int, header: int = executor.HEADER) -> None:
+        """Run a program of compiled steps."""
+        scratch, _, offsets = self._place(program)
+        image = program.image(offsets)
+        program._images.clear()  # these pages are never met again
+        forms = executor.in_parallel, executor.in_series
+        executor.launch(*forms, program.workers, image.ctypes.data, id(scratch), header, *operands)
+
+    def run_calls(self, program: Program, named: dict[str, np.ndarray]) -> None:
+        """Run a program with Python calls among its steps."""
+        scratch, parts, offsets = self._place(program)
+        memory = {**named, **dict(zip(program.parts, parts, strict=True))}
+        operands = [id(named[name]) if name in named else 0 for name in program.names]
+        for step in program.steps:
+            if step.compiled:
+                image = program.image(offsets, step)
+                executor.in_series(image.ctypes.data, id(scratch), executor.HEADER, *operands)
+                continue
+            arguments = []
+            for place, shape in zip(step.places, step.shapes, strict=True):
+                array = memory[place.source]
+                if isinstance(place.source, str):
+                    arguments.append(array.reshape(shape))
+                else:
+                    arguments.append(np.ndarray(shape, step.dtype, array.data, place.offset))
+            step.function(*arguments)
+        program._images.clear()
 
 
 def _strides(layout: str, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -112,13 +154,13 @@ class Problem:
     layout: str = "contiguous"
     seed: int = 0
     stream: bool = False  # results past the caches, from the first byte on
-    strip: int = storage.STRIP  # elements of half types that are converted at a time
+    strip: int = half.STRIP  # elements of half types that are converted at a time
 
 
 def _inputs(problem: Problem, at_start: bool) -> tuple[Any, list[Guarded]]:
     """Return x, w, b and dy, read-only, and what guards them."""
     guarded, views = [], []
-    data = draw_data(problem.case, nc.checks.as_dtype("guarded", problem.dtype), problem.seed)
+    data = draw_data(problem.case, nc.checks.as_dtype(problem.dtype), problem.seed)
     for value in data:
         strides = _strides(problem.layout, value.shape)
         reach = [(size - 1) * stride for size, stride in zip(value.shape, strides, strict=True)]
@@ -141,26 +183,31 @@ def _run_pass(problem: Problem, pass_: str, strategy: str, at_start: bool) -> np
     results = [Guarded(s, data.x.dtype, at_start) for s in (shape, (case.d,))]
     out, db = (r.array for r in results)
     out.fill(0 if accumulate else np.nan)
-    workspaces = _workspaces(at_start)
+    scratch = Scratch(at_start)
     if pass_ == "forward":
         nc.conv2d(data.x, data.w, data.b, **options, out=out)
+    elif pass_ == "weight_grad" and (problem.seed + at_start) % 2:
+        both = nc.Gradients(None, out, db)
+        db.fill(0)
+        nc.conv2d_backward(data.x, data.w, data.dy, needs=("dw", "db"), **options, out=both, accumulate=accumulate)
     elif pass_ == "weight_grad":
         size = case.kh, case.kw
         nc.conv2d_weight_grad(data.x, data.dy, size, **options, out=out, accumulate=accumulate)
         nc.conv2d_bias_grad(data.dy, out=db)
     else:
         nc.conv2d_input_grad(data.dy, data.w, (case.h, case.w), **options, out=out)
-    for g in guarded + results + workspaces:
+    assert scratch.made or not case.n
+    for g in guarded + results + scratch.made:
         g.check()
     return out.copy()
 
 
-_ORDINARY = arrays.empty
+_ORDINARY = executor.run, executor.run_calls
 
 
 def _reference(case: Case, data: Any, pass_: str) -> np.ndarray:
     """Return the result on ordinary arrays, by what is itself tested against the oracle."""
-    arrays.empty = _ORDINARY
+    executor.run, executor.run_calls = _ORDINARY  # type: ignore[assignment]
     options = {**case.options, "strategy": "tensordot"}
     if pass_ == "forward":
         return nc.conv2d(data.x, data.w, data.b, **options)
@@ -173,7 +220,8 @@ def run(problem: Problem) -> int:
     """Run a problem; print what is about to run, and return how often something ran."""
     case, count = problem.case, 0
     machine.STREAM_BYTES = 0 if problem.stream else 2**40
-    storage.STRIP = problem.strip
+    half.STRIP = problem.strip
+    fresh.forget()
     for pass_ in PASSES:
         wide = [view.astype(np.float64) for view in _inputs(problem, True)[0]]
         expected = _reference(case, Data(*wide), pass_)
@@ -191,9 +239,28 @@ def run(problem: Problem) -> int:
 
 
 def serve() -> None:
-    """Run the problems that come in, a line of Python each; a minute is enough for any of them."""
+    """Run the problems that come in, a line of Python each; five minutes are enough for any, busy as a machine is."""
     for line in sys.stdin:
-        signal.alarm(60)
+        signal.alarm(300)
         count = run(eval(line))
         signal.alarm(0)
         print("ok", count, flush=True)
+
+
+def check_target() -> None:
+    """Print what Numba compiles for; compare every pass with the oracle, inside guard pages as well."""
+    print(
+        machine.vector_bytes(), machine.registers(), machine.has_fma(), machine.lanes(4), machine.lanes(8), flush=True
+    )
+    some = [
+        *threaded.LARGE,
+        threaded.SMALL,
+        *(Case(n=1, h=3, w=w, c=c, d=c, kh=1, kw=3) for w, c in zip(range(3, 12), range(1, 19, 2), strict=True)),
+        Case(n=2, h=9, w=11, c=6, d=10, stride=(3, 2), padding=((2, 0), (1, 4)), dilation=(2, 3), groups=2),
+    ]
+    for case in some:
+        for dtype in (np.float32, np.float64):
+            for strategy in ("auto", "im2col"):
+                threaded.check(case, dtype, strategy)
+    for case in some:
+        run(Problem(case))

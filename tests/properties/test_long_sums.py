@@ -5,10 +5,11 @@
 
 import numpy as np
 import pytest
-from nhwconv.kernels import jit
 
 import nhwconv as nc
 from cases import PASSES, Case, Data, draw_data, run, supporting
+from nhwconv.codegen.simd import integers, numbers
+from nhwconv.runtime import jit
 from nhwconv.strategies import AUTO
 from nhwconv.workloads import WORKLOADS, workload
 from tolerance import PROMISE
@@ -83,17 +84,18 @@ def test_bias_gradient_of_constant_data(case):
     assert max(errors.values()) <= B, errors
 
 
-def test_compilers_may_not_reorder_sums():
-    """Kernels are compiled without fastmath, whose additions LLVM may reorder, and whose NaNs it need not keep."""
+def total(operands, geometry, worker, task, fresh):
+    table = integers(operands)
+    terms, result = numbers(table[0], 8), numbers(table[1], 8)
+    for i in range(task):
+        result[0] += terms[i]
 
-    @jit.device
-    def total(numbers):
-        result = 0.0
-        for number in numbers:
-            result += number
-        return result
 
-    assert total(np.ones(8)) == 8
-    (code,) = total.inspect_llvm().values()
+def test_compilers_may_not_reorder_sums(tmp_path, monkeypatch):
+    """Bodies are compiled without fastmath, whose additions LLVM may reorder, and whose NaNs it need not keep."""
+    monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))  # compiled now, so that its code can be looked at
+    body = jit.Body(total)
+    assert body.address
+    code = body._code.inspect_llvm()
     assert "fadd double" in code
     assert "fadd fast" not in code

@@ -1,8 +1,8 @@
 """Random problems against the oracle for as long as wanted; a failing one is reduced and kept.
 
-    python tests/soak.py                          # ten minutes, from a new seed
-    python tests/soak.py --seconds 60 --seed 7    # the same problems each time
-    python tests/soak.py --again soak-7.txt       # the failing problem that a soak kept
+    python tests/support/soak.py                          # ten minutes, from a new seed
+    python tests/support/soak.py --seconds 60 --seed 7    # the same problems each time
+    python tests/support/soak.py --again soak-7.txt       # the failing problem that a soak kept
 
 Every problem runs through every pass and strategy, in a dtype of its own. Exit code 1 means that one failed.
 """

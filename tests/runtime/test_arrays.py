@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from nhwconv import arrays
+from nhwconv.runtime import arrays
 
 LARGE = (arrays.REUSED_FROM // 4 + 100,)  # float32
 F = np.dtype(np.float32)

@@ -14,12 +14,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from nhwconv.kernels import jit
-from nhwconv.kernels.native import native
 
 import threaded
 from cases import PASSES, data_of, run
-from nhwconv import arrays, choices, files
+from nhwconv import choices
+from nhwconv.codegen.native import native
+from nhwconv.runtime import arrays, executor, files
+from nhwconv.runtime.store import Store
 
 
 def _nothing(module: Any, name: str) -> None:
@@ -42,10 +43,10 @@ def fork_while_another_thread_compiles() -> None:
         _nothing(module, name)
 
     def work() -> None:
-        assert native("nhwconv_test_child", _nothing)
+        assert int(native("nhwconv_test_child", _nothing))
         assert numba.njit(lambda a: a + 1)(1) == 2
 
-    thread = threading.Thread(target=native, args=("nhwconv_test_parent", slowly))
+    thread = threading.Thread(target=int, args=(native("nhwconv_test_parent", slowly),))
     thread.start()
     assert inside.wait(60)
     threaded.in_child(work, seconds=30)
@@ -63,11 +64,11 @@ def wait_before_the_move(kind: str) -> None:
 
     os.replace = stop  # type: ignore[assignment]
     if kind == "kernels":
-        jit.Store("nhwconv.kernels.some.kernel", {}).save("key", b"machine code" * 1000)
+        Store("nhwconv.some.body", {}).save("key", b"machine code" * 1000)
     else:
         import nhwconv as nc
 
-        choices.keep("test", "forward", nc.plan("forward", (1, 5, 5, 3), (4, 3, 3, 3)).problem, "loop", {})
+        choices.keep("forward", nc.plan("forward", (1, 5, 5, 3), (4, 3, 3, 3)).problem, "loop", {})
 
 
 def on_a_full_disk() -> None:
@@ -110,7 +111,7 @@ def interrupted_calls(seconds: str) -> None:
         job = jobs[rng.integers(len(jobs))]
         count += not interrupted(float(rng.uniform(2e-5, 3e-3)), partial(_call_often, *job))
         assert threaded.bits_of(*job) == expected[job], job
-        assert not jit._launcher.inside
+        assert not executor.launcher.inside
     print(count)
 
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from nhwconv.strategies import AUTO
 
 #: Strategies whose results are the defining sum, in some order.
-DIRECT = ("loop", "depthwise", "im2col", "tensordot")
+DIRECT = ("loop", "depthwise", "im2col", "plain", "tensordot")
 #: The package's promise for whatever "auto" chooses.
 PROMISE = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-13}
 

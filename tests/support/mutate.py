@@ -1,7 +1,7 @@
 """Mutants: the package with one chosen mistake each, and the tests that ought to notice it.
 
-    python tests/mutate.py                 # all of them, about a quarter of an hour on two cores
-    python tests/mutate.py --only border   # those whose names have this in them
+    python tests/support/mutate.py                 # all of them, about a quarter of an hour on two cores
+    python tests/support/mutate.py --only border   # those whose names have this in them
 
 Each mutant is a copy of the package in a folder of its own, with a kernel cache of its own where it changes kernels. A
 mutant that the named tests let pass is a survivor: the tests lack something. The exit code is the number of survivors.
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "nhwconv"
 
 

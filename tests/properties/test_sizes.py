@@ -8,7 +8,7 @@ import pytest
 
 import nhwconv as nc
 from cases import DTYPES, PASSES, Case, data_of, exact_of, refusal, run
-from nhwconv import arrays
+from nhwconv.runtime import arrays
 from nhwconv.strategies import AUTO, REGISTRY
 from tolerance import assert_close
 

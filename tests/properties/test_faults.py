@@ -7,16 +7,16 @@ import time
 
 import numpy as np
 import pytest
-from nhwconv.kernels import jit
 
 import child
 import faults
 import nhwconv as nc
 from cases import PASSES, TYPICAL, data_of, run, supporting
 from extent import amount
-from nhwconv import arrays, choices, files
+from layers import each_layer
+from nhwconv import choices
+from nhwconv.runtime import arrays, executor, files, store
 from nhwconv.strategies import REGISTRY
-from test_threads import each_layer
 
 OLD = time.time() - files.UNUSED - 60
 
@@ -34,15 +34,15 @@ def place(tmp_path, monkeypatch):
     choices.forget()
 
 
-def store(name="kernel"):
-    return jit.Store(f"nhwconv.kernels.some.{name}", {})
+def entries():
+    return store.Store("nhwconv.some.body", {})
 
 
 PROBLEM = nc.plan("forward", (1, 5, 5, 3), (4, 3, 3, 3)).problem
 
 
 def keep_tuning(name="forward"):
-    choices.keep("test", name, PROBLEM, "loop", {})
+    choices.keep(name, PROBLEM, "loop", {})
 
 
 # ---------------------------------------------------------------------------------------- files and folders
@@ -58,7 +58,7 @@ def test_a_full_disk_is_one_warning(place, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), f"{dir}/{count}{suffix}")
 
     monkeypatch.setattr(files.tempfile, "mkstemp", full)
-    kernels = faults.caught(lambda: [store().save(key, b"") for key in range(5)])
+    kernels = faults.caught(lambda: [entries().save(key, b"") for key in range(5)])
     tuning = faults.caught(lambda: [keep_tuning(p) for p in PASSES])
     assert count == 8
     for found, what in ((kernels, "compiled kernels"), (tuning, "what was tuned")):
@@ -89,14 +89,14 @@ def test_a_process_killed_in_the_middle_of_writing(kind, place):
     (left,) = (p for p in place.rglob("*") if p.is_file())
     assert left.suffix == ".tmp"
     if kind == "kernels":
-        assert store().load("key") is None
-        store().save("key", b"code")
-        assert store().load("key") == b"code"
+        assert entries().load("key") is None
+        entries().save("key", b"code")
+        assert entries().load("key") == b"code"
     else:
-        assert choices.lookup("test", "forward", PROBLEM) is None
+        assert choices.lookup("forward", PROBLEM) is None
         keep_tuning()
         choices.forget()
-        assert choices.lookup("test", "forward", PROBLEM) == "loop"
+        assert choices.lookup("forward", PROBLEM) == "loop"
     assert left.exists()  # it may still be written to
     os.utime(left, (OLD, OLD))
     files._remove_abandoned.cache_clear()  # as a new process
@@ -106,7 +106,7 @@ def test_a_process_killed_in_the_middle_of_writing(kind, place):
 
 def test_kernels_that_nobody_used_for_a_month_are_removed(place):
     """Those of other versions alone, at the next write; what was loaded from a folder counts as use."""
-    store().save("key", b"code")
+    entries().save("key", b"code")
     (mine,) = (place / "kernels").iterdir()
     old, recent, used = (mine.with_name(name) for name in ("old", "recent", "used"))
     for folder in (old, recent, used):
@@ -119,10 +119,10 @@ def test_kernels_that_nobody_used_for_a_month_are_removed(place):
     choices_of_others.mkdir()
     os.utime(choices_of_others, (OLD, OLD))
     files.remove_unused.cache_clear()  # as a new process
-    assert store().load("key") == b"code"
+    assert entries().load("key") == b"code"
     assert mine.stat().st_mtime > OLD + 60
     assert old.exists()  # reading removes nothing
-    store().save("another key", b"code")
+    entries().save("another key", b"code")
     assert sorted(p.name for p in (place / "kernels").iterdir()) == sorted([mine.name, "recent", "used"])
     assert choices_of_others.exists()
 
@@ -137,12 +137,12 @@ def test_a_folder_that_is_swept_during_a_write_is_made_again(step, place, monkey
         nonlocal sweeps
         sweeps += 1
         if sweeps < 5:
-            jit.clear_cache()
+            store.clear_cache()
         return ordinary(*arguments, **options)
 
     monkeypatch.setattr(module, step, swept)
-    store().save("key", b"code")  # a warning would be an error
-    assert store().load("key") == b"code"
+    entries().save("key", b"code")  # a warning would be an error
+    assert entries().load("key") == b"code"
     assert sweeps == 5
 
 
@@ -154,7 +154,7 @@ def test_ctrl_c_in_the_middle_of_a_write_leaves_nothing(place, monkeypatch):
 
     monkeypatch.setattr(files.os, "replace", stop)
     with pytest.raises(KeyboardInterrupt):
-        store().save("key", b"code")
+        entries().save("key", b"code")
     assert [p for p in place.rglob("*") if p.is_file()] == []
 
 
@@ -213,23 +213,27 @@ def test_a_workspace_that_cannot_be_allocated_leaves_nothing_broken(dtype, pass_
     case = next(c for c in TYPICAL if strategy in supporting(c, pass_, dtype=dtype))
     data = data_of(case, dtype)
     expected = run(case, data, pass_, strategy).tobytes()
-    ordinary, failing, made = arrays.empty, -1, 0
+    failing, made = -1, 0
 
-    def empty(shape, dtype):
-        nonlocal made
-        made += 1
-        if made - 1 == failing:
-            raise MemoryError
-        return ordinary(shape, dtype)
+    def counted(allocate):
+        def allocated(*arguments):
+            nonlocal made
+            made += 1
+            if made - 1 == failing:
+                raise MemoryError
+            return allocate(*arguments)
 
-    monkeypatch.setattr(arrays, "empty", empty)
+        return allocated
+
+    monkeypatch.setattr(arrays, "empty", counted(arrays.empty))
+    monkeypatch.setattr(arrays, "scratch", counted(arrays.scratch))
     assert run(case, data, pass_, strategy).tobytes() == expected
-    assert made
+    assert made == 2  # the result, and the scratch of the program
     for failing in range(made):
         made = 0
         with pytest.raises(MemoryError):
             run(case, data, pass_, strategy)
-        assert not jit._launcher.inside
+        assert not executor.launcher.inside
         failing, made = -1, 0
         assert run(case, data, pass_, strategy).tobytes() == expected
 

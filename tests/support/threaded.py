@@ -223,14 +223,6 @@ def fork_while_another_thread_computes() -> None:
     print("done")
 
 
-def dispatchers() -> list[Any]:
-    """Return the compiled forms of all kernels that were made in this process."""
-    from nhwconv.kernels.jit import Kernel
-
-    kernels = [k for k in gc.get_objects() if isinstance(k, Kernel)]
-    return [form for k in kernels for form in (k.parallel, k.serial)]
-
-
 def small_calls(first: str, jobs: str, calls: str) -> None:
     """Make calls, checked, that go round so many of the six passes and dtypes; print the cache's statistics."""
     every = [(pass_, dtype) for dtype in (np.float32, np.float64) for pass_ in PASSES]
@@ -243,9 +235,14 @@ def small_calls(first: str, jobs: str, calls: str) -> None:
 
 
 def print_cache_statistics() -> None:
-    """Print how many kernels were loaded from the cache, and how many were compiled."""
-    stats = [form.stats for form in dispatchers()]
-    print(*(sum(sum(getattr(s, name).values()) for s in stats) for name in ("cache_hits", "cache_misses")))
+    """Print how many bodies, and forms of the executor, were loaded from the cache, and how many were compiled."""
+    from nhwconv.runtime import executor
+    from nhwconv.runtime.jit import Body
+
+    counts = [body.stats for body in gc.get_objects() if isinstance(body, Body)]
+    for form in (executor.in_parallel, executor.in_series):
+        counts.append(tuple(sum(getattr(form.stats, name).values()) for name in ("cache_hits", "cache_misses")))
+    print(*(sum(count) for count in zip(*counts, strict=True)))
 
 
 def forward_small() -> None:

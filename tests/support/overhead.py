@@ -1,4 +1,4 @@
-"""What the protections cost a call: ``python tests/overhead.py`` prints a table, in nanoseconds.
+"""What the protections cost a call: ``python tests/support/overhead.py`` prints a table, in nanoseconds.
 
 Each is timed beside the same work without it, in alternating rounds; the least of all rounds counts.
 """
@@ -10,9 +10,9 @@ from collections.abc import Callable
 from timeit import Timer
 
 import numpy as np
-from nhwconv.kernels import jit
 
-from nhwconv import arrays, checks
+from nhwconv import checks
+from nhwconv.runtime import arrays, executor
 
 ROUNDS, CALLS = 400, 200
 #: No protection may cost more than this.
@@ -20,22 +20,19 @@ LIMIT = 1000.0
 
 
 def _nothing(*arguments: object) -> None:
-    """Stand for a kernel."""
+    """Stand for a form of the executor."""
 
 
 def _launch(layer: str | None, workers: int) -> Callable[[], object]:
-    kernel = jit.Kernel(lambda: None)
-    kernel.serial = kernel.parallel = _nothing  # type: ignore[assignment]
-
     def call() -> None:
-        jit._launcher.layer = layer
-        kernel(1, 2, 3, workers=workers)
+        executor.launcher.layer = layer
+        executor.launch(_nothing, _nothing, workers, 1, 2, 3)
 
     return call
 
 
 def _unlaunched() -> None:
-    jit._launcher.layer = "omp"
+    executor.launcher.layer = "omp"
     _nothing(1, 2, 3)
 
 
@@ -63,8 +60,8 @@ def protections() -> dict[str, tuple[Callable[[], object], Callable[[], object]]
             lambda: _new(size),
         ),
         "out is apart from an input": (
-            lambda: checks.as_out("f", "out", out, out.shape, out.dtype, {"x": x}),
-            lambda: checks.as_out("f", "out", out, out.shape, out.dtype, {}),
+            lambda: checks.as_out("out", out, out.shape, out.dtype, {"x": x}),
+            lambda: checks.as_out("out", out, out.shape, out.dtype, {}),
         ),
         "a free lock, for comparison": (locked, _nothing),
     }
@@ -72,14 +69,14 @@ def protections() -> dict[str, tuple[Callable[[], object], Callable[[], object]]
 
 def measure() -> dict[str, float]:
     """Return what each protection costs, in nanoseconds a call."""
-    before, costs = jit._launcher.layer, {}
+    before, costs = executor.launcher.layer, {}
     try:
         for name, pair in protections().items():
             timers = [Timer(work) for work in pair]
             rounds = [[timer.timeit(CALLS) / CALLS * 1e9 for timer in timers] for _ in range(ROUNDS)]
             costs[name] = min(r[0] for r in rounds) - min(r[1] for r in rounds)
     finally:
-        jit._launcher.layer = before
+        executor.launcher.layer = before
     return costs
 
 

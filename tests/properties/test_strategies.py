@@ -2,13 +2,14 @@
 
 import re
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nhwconv.kernels import jit
 
+import fresh
 import nhwconv as nc
 from cases import (
     CHANNELS,
@@ -25,8 +26,8 @@ from cases import (
     supporting,
     typical,
 )
-from nhwconv import arrays, machine
-from nhwconv.strategies import AUTO, REGISTRY, depthwise, loop
+from nhwconv.runtime import arrays, machine
+from nhwconv.strategies import AUTO, REGISTRY
 from tolerance import DIRECT, assert_close
 
 PAD1 = ((1, 1), (1, 1))
@@ -223,28 +224,23 @@ STREAMED = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("case", STREAMED, ids=str)
-def test_stores_past_the_caches_write_the_same(case, dtype, monkeypatch):
+def test_stores_past_the_caches_write_the_same(case, dtype):
     """What large results get, non-temporal stores, on small ones: the same bits wherever `out` lies in a cache line."""
     data = data_of(case, dtype)
     shapes = {"forward": case.y_shape, "input_grad": case.x_shape}
     jobs = [(pass_, name) for pass_ in shapes for name in supporting(case, pass_, dtype=dtype) if name in AUTO]
     expected = {job: run(case, data, *job).tobytes() for job in jobs}
-    monkeypatch.setattr(machine, "STREAM_BYTES", 0)
-    for module in (loop, depthwise):
-        for function in vars(module).values():
-            if hasattr(function, "cache_clear"):
-                function.cache_clear()
-    for pass_, name in jobs:
-        for offset in (0, 1, 2, 4, 8):
-            size = int(np.prod(shapes[pass_]))
-            memory = arrays.empty((size + 4096,), np.dtype(dtype))
-            memory.fill(7)
-            start = -(memory.ctypes.data // memory.itemsize) % 64 + 64 + offset
-            out = memory[start : start + size].reshape(shapes[pass_])
+    for (pass_, name), offset in product(jobs, (0, 1, 2, 4, 8)):
+        size = int(np.prod(shapes[pass_]))
+        memory = arrays.empty((size + 4096,), np.dtype(dtype))
+        memory.fill(7)
+        start = -(memory.ctypes.data // memory.itemsize) % 64 + 64 + offset
+        out = memory[start : start + size].reshape(shapes[pass_])
+        with fresh.patched((machine, "STREAM_BYTES", 0)):
             run(case, data, pass_, name, out=out)
-            assert out.tobytes() == expected[pass_, name], (pass_, name, offset)
-            assert (memory[:start] == 7).all()
-            assert (memory[start + size :] == 7).all()
+        assert out.tobytes() == expected[pass_, name], (pass_, name, offset)
+        assert (memory[:start] == 7).all()
+        assert (memory[start + size :] == 7).all()
 
 
 def test_workspace_is_bounded():
@@ -278,34 +274,29 @@ def test_workspace_is_bounded():
     ],
     ids=str,
 )
-def test_layers_of_few_tiles_have_tasks_for_several_threads(case, strategy, pass_, monkeypatch):
-    """One image, or small ones: none of its kernels is a single task."""
-    tasks = []
-
-    def record(kernel, *arguments, geometry, workers):
-        if "pack" not in kernel.py_func.__name__:
-            tasks.append(int(geometry["tasks"][0]))
-
-    monkeypatch.setattr(jit.Kernel, "run", record)
-    run(case, data_of(case, np.float32), pass_, strategy)
+def test_layers_of_few_tiles_have_tasks_for_several_threads(case, strategy, pass_):
+    """One image, or small ones: no step but the packing is a single task."""
+    plan = nc.plan(pass_, case.x_shape, case.w_shape, **case.options, strategy=strategy)
+    tasks = [step.tasks for step in plan.program().steps if "packed weights" not in written(step)]
     assert tasks
     assert min(tasks) >= 4
 
 
+def written(step):
+    """Return the name of what a step writes: the last operand of those that pack."""
+    source = step.places[-1].source if len(step.places) == 2 else ""
+    return getattr(source, "name", source)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_blocks_of_channels_change_no_bit(dtype, monkeypatch):
+def test_blocks_of_channels_change_no_bit(dtype):
     """Winograd's weight gradient cuts channels finer for more threads; slices, whose sums are added, stay the same."""
     case = Case(n=3, h=26, w=22, c=150, d=130, padding=PAD1)
-    results, tasks, launch = [], [], jit.Kernel.run
-
-    def record(kernel, *arguments, geometry, workers):
-        if kernel.py_func.__name__ == "winograd_weight_grad":
-            tasks.append(int(geometry["tasks"][0]))
-        launch(kernel, *arguments, geometry=geometry, workers=workers)
-
-    monkeypatch.setattr(jit.Kernel, "run", record)
+    results, tasks = [], []
     for workers in (1, 40):
-        monkeypatch.setattr(machine, "workers", lambda flops, count=workers: count)
-        results.append(run(case, data_of(case, dtype), "weight_grad", "winograd").tobytes())
+        with fresh.patched((machine, "threads", lambda count=workers: count)):
+            plan = nc.plan("weight_grad", case.x_shape, case.w_shape, **case.options, dtype=dtype, strategy="winograd")
+            tasks.append(plan.program().steps[0].tasks)
+            results.append(run(case, data_of(case, dtype), "weight_grad", "winograd").tobytes())
     assert tasks[0] < tasks[1]
     assert results[0] == results[1]

@@ -2,7 +2,9 @@
 
 import pytest
 
+import fresh
 import soak
+from nhwconv.program import Program, calls
 from nhwconv.strategies import REGISTRY
 
 
@@ -20,18 +22,21 @@ def test_a_short_soak(monkeypatch):
     assert again == said
 
 
-def test_a_failing_problem_is_reduced_and_kept(monkeypatch, tmp_path):
+def test_a_failing_problem_is_reduced_and_kept(tmp_path):
     """A strategy that is wrong where there are two images and more."""
-    ordinary = REGISTRY["loop"].forward
+    ordinary = REGISTRY["loop"].program
 
-    def wrong(problem, x, w, b, y):
-        ordinary(problem, x, w, b, y)
-        if problem.n >= 2:
-            y[-1] += 100
+    def spoil(x, w, y, b=None):
+        y[-1] += 100
+
+    def wrong(problem, pass_, wanted):
+        made = ordinary(problem, pass_, wanted)
+        if pass_ == "forward" and problem.n >= 2:
+            return Program.joined([made, calls(spoil, problem, pass_, wanted.bias, 0, 0)])
+        return made
 
     said = []
-    with monkeypatch.context() as patch:
-        patch.setattr(REGISTRY["loop"], "forward", wrong)
+    with fresh.patched((REGISTRY["loop"], "program", wrong)):
         assert soak.main(["--seconds", "0", "--seed", "3", "--folder", str(tmp_path)], said.append) == 1
         kept = tmp_path / "soak-3.txt"
         assert str(kept) in said[-1]
