@@ -31,7 +31,7 @@ test-adapters: $(VENV)/with-adapters  ## test the adapters for PyTorch, JAX and 
 	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/adapters $(ARGS)
 
 test-pages: $(VENV)/with-pages  ## test the pages that it makes in Chromium, which it finds, brings, or says how to get
-	$(BIN)/python tests/browser.py
+	$(BIN)/python tests/support/browser.py
 	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/pages $(ARGS)
 
 nightly: $(VENV)/with-test  ## run all tests in their long forms: more problems, more threads, more calls

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from adapters.models import MODELS, Same, Standardised, Unet, batch, build, gradients, train
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import nhwconv.torch
-from adapters.models import MODELS, Same, Standardised, Unet, batch, build, gradients, train
 from nhwconv.torch import Conv2d, _engine, conv2d, replace_conv, replace_conv2d, restore_conv
 
 
