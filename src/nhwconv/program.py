@@ -152,7 +152,8 @@ class Program:
         steps = tuple(step for program in programs for step in program.steps)
         ran = tuple(pair for program in programs for pair in program.ran)
         problem = next((p.problem for p in programs if p.problem is not None), None)
-        return Program(steps, max(p.workers for p in programs), max(p.extra for p in programs), ran, problem)
+        workers, extra = (max((getattr(p, name) for p in programs), default=0) for name in ("workers", "extra"))
+        return Program(steps, max(workers, 1), extra, ran, problem)
 
     def moved(self, new: Mapping[str, Place]) -> Program:
         """Return this program on other places instead of these arrays."""
