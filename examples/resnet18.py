@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nhwconv.torch import conv2d, replace_conv2d
+from nhwconv.torch import conv2d, replace_conv
 
 
 class Block(nn.Module):
@@ -85,7 +85,7 @@ def contenders(compiled: bool) -> dict[str, Trainer]:
     """Return copies of one network, one for each way to run its convolutions."""
     stock = resnet18().to(memory_format=torch.channels_last)
     ours = copy.deepcopy(stock)
-    print(f"nhwconv runs {len(replace_conv2d(ours))} convolutions")
+    print(f"nhwconv runs {len(replace_conv(ours))} convolutions")
     found = {"PyTorch": Trainer(stock), "nhwconv": Trainer(ours)}
     if compiled:
         for name, trainer in list(found.items()):

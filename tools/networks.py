@@ -52,7 +52,7 @@ def torch_steps(name: str, dtype: str, batch: int, size: int) -> dict[str, Step]
     stock = getattr(_torchvision_models(), name)(num_classes=CLASSES)
     stock = stock.to(dtype=real, memory_format=torch.channels_last)
     ours = copy.deepcopy(stock)
-    nhwconv.torch.replace_conv2d(ours)
+    nhwconv.torch.replace_conv(ours)
     images = torch.randn(batch, 3, size, size, dtype=real).to(memory_format=torch.channels_last)
     labels = torch.randint(CLASSES, (batch,))
 
