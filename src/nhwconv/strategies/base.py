@@ -16,7 +16,8 @@ class Wanted(NamedTuple):
     Attributes
     ----------
     bias : bool
-        A forward pass adds ``b``; a weight gradient makes ``db`` as well.
+        A forward pass or an input gradient adds ``b``, one number for each channel of its result; a weight gradient
+        makes ``db`` as well.
     accumulate : bool
         A weight gradient is added to what ``dw`` and ``db`` hold.
     workers : int
@@ -48,7 +49,8 @@ class Strategy(Protocol):
         """Return the program of a pass.
 
         It reads ``x, w`` and ``b`` and writes ``y`` (forward), reads ``x`` and ``dy`` and writes ``dw`` and ``db``
-        (weight_grad), or reads ``dy`` and ``w`` and writes ``dx`` (input_grad). Its cycles are what the planner
-        compares: predicted from the problem, never from the clock.
+        (weight_grad), or reads ``dy``, ``w`` and ``b`` and writes ``dx`` (input_grad, whose bias is that of a
+        transposed convolution). Its cycles are what the planner compares: predicted from the problem, never from the
+        clock.
         """
         ...

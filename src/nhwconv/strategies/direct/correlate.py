@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from ...codegen.native import Pointer
 from ...codegen.packing import pack_columns, pack_rows
-from ...codegen.simd import at, fill_zero, integers, numbers
+from ...codegen.simd import at, copy, fill_zero, integers, numbers
 from ...codegen.tile import Operand, Prefetch, Rows, Sum, cycles, panel_tile, tile_product, tile_shape
 from ...problem import ConvProblem
 from ...program import Part, Step, places
@@ -199,12 +199,16 @@ def _block_of_task(g, task):
 
 
 @device
-def _fill(g, block, y):
-    """Without taps, the phase of an input gradient that nothing flows to is zero."""
+def _fill(g, block, bias, y):
+    """Without taps, the phase of an input gradient that nothing flows to is zero, or the bias."""
+    channel, channels = block.group * g.dg + block.d_0, block.d_1 - block.d_0
     for p in range(block.p_0, block.p_1):
         for q in range(block.q_0, block.q_1):
-            pixel = g.y_0 + block.n * g.y_n + p * g.y_p + q * g.y_q
-            fill_zero(at(y, pixel + block.group * g.dg + block.d_0), block.d_1 - block.d_0)
+            pixel = at(y, g.y_0 + block.n * g.y_n + p * g.y_p + q * g.y_q + channel)
+            if g.add_bias:
+                copy(pixel, at(bias, channel), channels)
+            else:
+                fill_zero(pixel, channels)
 
 
 @device
@@ -304,7 +308,7 @@ def correlate(MR: int, NR: int, LANES: int, ITEMSIZE: int) -> Body:
             held[0] = -1
         block = _block_of_task(g, task)
         if g.R * g.Q * g.cg == 0:
-            _fill(g, block, y)
+            _fill(g, block, bias, y)
             return
         source = _source_of_block(g, block, x, scratch, held)
         # Where a tile's pixels are one run of memory, the first panel brings the next tile's.
