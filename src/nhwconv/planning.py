@@ -19,7 +19,7 @@ from .problem import ConvProblem, Pass, half
 from .program import ARRAYS, Call, Place, Program, places
 from .runtime import arrays, executor, jit, machine
 from .runtime.arrays import Array
-from .strategies import AUTO, REGISTRY, Wanted
+from .strategies import AUTO, HWIO, REGISTRY, Wanted
 from .strategies import half as halves
 from .strategies.bias import SERIAL, bias_steps, sum_pixels
 from .strategies.turning import with_images, with_weights
@@ -92,12 +92,14 @@ class Plan:
 
     def of_images_as_they_are(self, wanted: Wanted) -> Program:
         """Return the program for images with their channels last, and weights in the plan's layout."""
-        layout, strategy = self.form.layout.weights, REGISTRY[self.strategy]
+        weights, strategy = self.form.layout.weights, REGISTRY[self.strategy]
+        if weights == "HWIO" and self.strategy in HWIO:
+            weights, wanted = "OHWI", wanted._replace(weights="HWIO")
         if half(self.problem.dtype):
             program = halves.program(strategy, REGISTRY["loop"], self.problem, self.pass_, wanted)
         else:
             program = strategy.program(self.problem, self.pass_, wanted)
-        return with_weights(program, self.problem, layout, wanted)
+        return with_weights(program, self.problem, weights, wanted)
 
     @property
     def workspace(self) -> int:

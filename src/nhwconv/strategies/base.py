@@ -22,11 +22,15 @@ class Wanted(NamedTuple):
         A weight gradient is added to what ``dw`` and ``db`` hold.
     workers : int
         The threads that may be used. Bits do not depend on them.
+    weights : str
+        How w and dw lie: "OHWI", or "HWIO" where the registry says that a strategy takes these. Bits do not depend on
+        it.
     """
 
     bias: bool = False
     accumulate: bool = False
     workers: int = 1
+    weights: str = "OHWI"
 
 
 class Strategy(Protocol):

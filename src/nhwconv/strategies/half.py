@@ -206,7 +206,7 @@ def program(strategy: Strategy, fallback: Strategy, problem: ConvProblem, pass_:
     single = replace(problem, dtype=_FLOAT32)
     strips = list(single.strips(pass_, STRIP))
     made: dict[ConvProblem, Program] = {}
-    inner = Wanted(wanted.bias and pass_ != "weight_grad", pass_ == "weight_grad", wanted.workers)
+    inner = Wanted(wanted.bias and pass_ != "weight_grad", pass_ == "weight_grad", wanted.workers, wanted.weights)
     for strip in strips:
         if strip.problem not in made:
             able = strategy if strategy.supports(strip.problem, pass_) is None else fallback

@@ -20,7 +20,7 @@ from ..runtime.jit import Body, ceil_div, device
 from ..runtime.records import Record, record
 from .base import Wanted
 
-__all__ = ["turn", "with_images", "with_weights"]
+__all__ = ["turn", "turn_step", "with_images", "with_weights"]
 
 #: Rows and columns of a task.
 BLOCK = 64
@@ -83,8 +83,9 @@ def turn(LANES: int, ITEMSIZE: int) -> Body:
     return Body(turn if ITEMSIZE > 2 else turn_half)
 
 
-def _turn_step(count: int, rows: int, columns: int, itemsize: int, source: str | Part, target: str | Part) -> Step:
-    """Return the step that transposes so many matrices of ``rows x columns``."""
+def turn_step(sizes: tuple[int, int, int], itemsize: int, source: str | Part, target: str | Part) -> Step:
+    """Return the step that transposes so many matrices of so many rows and columns."""
+    count, rows, columns = sizes
     tasks = count * math.ceil(rows / BLOCK) * math.ceil(columns / BLOCK)
     cycles = 2 * count * rows * columns * itemsize / machine.BYTES_A_CYCLE
     body = turn(machine.lanes(max(itemsize, 4)), itemsize)
@@ -108,9 +109,9 @@ class _Turning:
         (count, rows, columns), part = sizes, Part(math.prod(sizes) * self._itemsize, name)
         self._new[name] = Place(part)
         if reads:
-            self._before.append(_turn_step(count, rows, columns, self._itemsize, name, part))
+            self._before.append(turn_step((count, rows, columns), self._itemsize, name, part))
         if writes:
-            self._after.append(_turn_step(count, columns, rows, self._itemsize, part, name))
+            self._after.append(turn_step((count, columns, rows), self._itemsize, part, name))
 
     def program(self) -> Program:
         """Return the program with all of it."""
