@@ -80,7 +80,8 @@ def correlate_steps(problem: ConvProblem, phases: list[Filtered], backward: bool
         records.append(
             Winograd(
                 **side, **c.grid, **c.form.fields(dtype), **blocks, phases=len(phases),
-                add_bias=wanted.bias and not records, packed_0=packed_0, transformed_0=transformed, tile=panel_tile(dtype, mr, nr),
+                add_bias=wanted.bias and not records, packed_0=packed_0,
+                transformed_0=transformed, tile=panel_tile(dtype, mr, nr),
             )
         )  # fmt: skip
         transformed += groups * math.ceil(dg / width) * c.form.points * point_pitch(cg * width, lanes)
