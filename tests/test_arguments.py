@@ -152,3 +152,21 @@ def test_hints(call, message):
     """A message suggests what would fit, and nothing where nothing does."""
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         call()
+
+
+# --------------------------------------------------------------------------------------------- results
+
+
+def test_results_are_plain_arrays():
+    """Small ones own their memory, as NumPy's do; larger ones are views of aligned memory, and nothing else differs."""
+    small, large = nc.conv2d(X[:1, :4, :4], W), nc.conv2d(np.ones((2, 40, 40, 3), np.float32), W)
+    assert small.base is None
+    assert small.flags.owndata
+    small.resize((1, 2, 2, 2))
+    for y in (small, large):
+        assert type(y) is np.ndarray
+        assert y.flags.c_contiguous
+        assert y.flags.writeable
+        assert y.flags.aligned
+    assert large.ctypes.data % 64 == 0
+    assert large.copy().flags.owndata
