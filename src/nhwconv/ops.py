@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ from .checks import Options, words_of
 from .layouts import PLAIN, Layout
 from .planning import Backward, Plan
 from .problem import PASSES, Pass
-from .runtime import arrays
+from .results import Gradients, check_gradients, check_needs, result, run_gradients
 from .strategies import REGISTRY
 
 __all__ = [
@@ -33,24 +33,6 @@ _NHWC = "NHWC"
 Size = int | tuple[int, int]
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
 StrategyName = str | tuple[str, ...]
-
-
-class Gradients(NamedTuple):
-    """The gradients of one convolution; None where one was not asked for.
-
-    Attributes
-    ----------
-    dx : ndarray or None
-        Gradient of the input, in x's shape.
-    dw : ndarray or None
-        Gradient of the weights, in w's shape.
-    db : ndarray or None
-        Gradient of the bias, ``(D,)``; 0-d where w has no D axis.
-    """
-
-    dx: Array | None = None
-    dw: Array | None = None
-    db: Array | None = None
 
 
 def conv2d(
@@ -201,7 +183,7 @@ def conv2d_weight_grad(
         options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
         sizes = checks.kernel_size_key(kernel_size, out_shape)
         plan = _remembered(_weight_grad_plan, x.shape, dy.shape, dtype, options, sizes, strategy)
-        dw = _result("out", out, plan.form.w, dtype, {"x": x, "dy": dy})
+        dw = result("out", out, plan.form.w, dtype, {"x": x, "dy": dy})
         x, dy = checks.prepare(x, dtype, x.shape), checks.prepare(dy, dtype, dy.shape)
     plan.run(x, dy, None, dw, bool(accumulate))
     return dw
@@ -251,7 +233,7 @@ def conv2d_bias_grad(
         checks.check_accumulate(accumulate, out)
         dtype = checks.common_dtype(dy=dy)
         n, oh, ow, d = of.batched_images(dy.shape)
-        db = _result("out", out, (d,) if dy.ndim > 2 else (), dtype, {"dy": dy})
+        db = result("out", out, (d,) if dy.ndim > 2 else (), dtype, {"dy": dy})
         dy = checks.prepare(dy, dtype, dy.shape)
     if n * oh * ow * d:
         planning.execute(planning.bias_program((n, oh, ow, d), dtype, bool(accumulate), of.images), dy=dy, db=db)
@@ -320,7 +302,7 @@ def conv2d_input_grad(
             input_size = cast("Size", options.layout.batched_images(out.shape)[1:3])
         sizes = None if input_size is None else checks.pair("input_size", input_size, 1)
         plan = _remembered(_input_grad_plan, dy.shape, w.shape, dtype, options, sizes, strategy)
-        dx = _result("out", out, plan.form.x, dtype, {"dy": dy, "w": w})
+        dx = result("out", out, plan.form.x, dtype, {"dy": dy, "w": w})
         dy, w = checks.prepare(dy, dtype, dy.shape), checks.prepare(w, dtype, w.shape)
     plan.run(dy, w, None, dx)
     return dx
@@ -382,7 +364,7 @@ def conv2d_backward(
     if layout is _NHWC and w_layout is None and out is None and accumulate is False:
         found = _known_backward(x, w, dy, needs, stride, padding, dilation, groups, strategy)
         if found is not None:
-            return _run_backward(*found, {}, False)
+            return run_gradients(*found, {}, False)
     with words_of("conv2d_backward"):
         options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
         return run_backward(backward_plan, x, w, dy, needs, options, strategy, out, accumulate)
@@ -633,13 +615,13 @@ def _known_backward(
             return None
         with words_of("conv2d_backward"):
             options = Options.of(stride, padding, dilation, groups)
-            checked = _check_needs(needs)
+            checked = check_needs(needs)
             found = _remembered(backward_plan, x.shape, w.shape, x.dtype, options, checked, strategy)
         _remember(_calls, key, found)
     return (found, x, w, dy) if found.fits(x, w, dy) else None
 
 
-# -------------------------------------------------------------------------------------- results and runs
+# ------------------------------------------------------------------------------------------------- runs
 
 
 def run_forward(make: Callable[..., Plan], x: Any, w: Any, b: Any, options: Options, strategy: Any, out: Any) -> Array:
@@ -651,7 +633,7 @@ def run_forward(make: Callable[..., Plan], x: Any, w: Any, b: Any, options: Opti
     plan = _remembered(make, x.shape, w.shape, dtype, options, strategy)
     if b is not None:
         checks.check_bias(b, plan.form.b)
-    y = _result("out", out, plan.result_shape, dtype, inputs)
+    y = result("out", out, plan.result_shape, dtype, inputs)
     ready = [checks.prepare(array, dtype, array.shape) for array in inputs.values()]
     plan.run(ready[0], ready[1], ready[2] if b is not None else None, y)
     return y
@@ -669,9 +651,9 @@ def run_backward(
     accumulate: Any,
 ) -> Gradients:
     """Check the arrays of a backward pass, and run the plan that ``make`` makes for them."""
-    needs = _check_needs(needs)
+    needs = check_needs(needs)
     x, w, dy = checks.as_input("x", x), checks.as_input("w", w), checks.as_input("dy", dy)
-    out = _check_gradients(out, needs)
+    out = check_gradients(out, needs)
     for name in ("dw", "db"):
         if name in needs:
             checks.check_accumulate(accumulate, getattr(out, name), f"out.{name}")
@@ -684,51 +666,7 @@ def run_backward(
     for name in needs:
         given = getattr(out, name)
         if given is not None:
-            results[name] = _result(f"out.{name}", given, plan.shapes[name], dtype, inputs)
+            results[name] = result(f"out.{name}", given, plan.shapes[name], dtype, inputs)
             inputs[f"out.{name}"] = given
     x, w, dy = (checks.prepare(array, dtype, array.shape) for array in (x, w, dy))
-    return _run_backward(plan, x, w, dy, results, bool(accumulate))
-
-
-def _result(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array]) -> Array:
-    if out is None:
-        return arrays.empty(shape, dtype)
-    checks.as_out(name, out, shape, dtype, inputs)
-    return cast("Array", out)
-
-
-def _check_needs(needs: object) -> tuple[str, ...]:
-    names = (needs,) if isinstance(needs, str) else tuple(needs) if isinstance(needs, Iterable) else (needs,)
-    for name in names:
-        if name not in Gradients._fields:
-            checks.fail(f'needs has {name!r}, expected any of "dx", "dw", "db"')
-    return tuple(name for name in Gradients._fields if name in names)
-
-
-def _check_gradients(out: object, needs: tuple[str, ...]) -> Gradients:
-    if out is None:
-        return Gradients()
-    if not isinstance(out, tuple) or len(out) != 3:
-        checks.fail(f"out is of type {type(out).__name__}, expected Gradients(dx, dw, db)", TypeError)
-    out = Gradients(*out)
-    for name in Gradients._fields:
-        if getattr(out, name) is not None and name not in needs:
-            checks.fail(f"out.{name} is given, but {name} is not in needs")
-    return out
-
-
-def _run_backward(
-    plan: Backward, x: Array, w: Array, dy: Array, results: dict[str, Array], accumulate: bool
-) -> Gradients:
-    """Run the program of all gradients; those that have no place yet get one."""
-    for name in plan.needs:
-        if name not in results:
-            results[name] = arrays.empty(plan.shapes[name], plan.problem.dtype)
-    gradients = Gradients(results.get("dx"), results.get("dw"), results.get("db"))
-    if plan.problem.n:
-        plan.run(x, w, dy, *gradients, accumulate)
-    else:
-        for name in ("dw", "db"):
-            if name in results and not accumulate:
-                results[name][...] = 0
-    return gradients
+    return run_gradients(plan, x, w, dy, results, bool(accumulate))
