@@ -236,7 +236,7 @@ def conv2d_bias_grad(
         db = result("out", out, (d,) if dy.ndim > 2 else (), dtype, {"dy": dy})
         dy = checks.prepare(dy, dtype, dy.shape)
     if n * oh * ow * d:
-        planning.execute(planning.bias_program((n, oh, ow, d), dtype, bool(accumulate), of.images), dy=dy, db=db)
+        planning.execute(planning.bias_program_of((n, oh, ow, d), dtype, bool(accumulate), of.images), dy=dy, db=db)
     elif not accumulate:
         db[...] = 0
     return db

@@ -24,7 +24,7 @@ from .strategies import half as halves
 from .strategies.bias import SERIAL, bias_steps, sum_pixels
 from .strategies.turning import with_images, with_weights
 
-__all__ = ["Backward", "Form", "Plan", "bias_program", "execute", "make_plan", "strategy_names"]
+__all__ = ["Backward", "Form", "Plan", "bias_program", "bias_program_of", "execute", "make_plan", "strategy_names"]
 
 Shape = tuple[int, ...]
 
@@ -311,7 +311,7 @@ class Backward:
             yield self.weight_grad.of_images_as_they_are(Wanted(together, accumulate, workers))
         if "db" in self.needs and not together:
             shape = self.problem.x_shape if self.transposed else self.problem.y_shape
-            program = bias_program(shape, self.problem.dtype, accumulate)
+            program = bias_program_of(shape, self.problem.dtype, accumulate)
             yield program.moved({"dy": Place("x")}) if self.transposed else program
         if "dx" in self.needs:
             yield self.input_grad.of_images_as_they_are(Wanted(workers=workers))
@@ -322,12 +322,16 @@ def _with_images(program: Program, problem: ConvProblem, layout: Layout) -> Prog
     return with_images(program, {"x": x, "dx": x, "dy": y, "y": y}, layout.images, problem.dtype.itemsize)
 
 
-def bias_program(shape: Shape, dtype: np.dtype[Any], accumulate: bool, images: str = "NHWC") -> Program:
-    """Return the bias gradient alone: the sum of ``dy (n, oh, ow, d)`` over its pixels."""
-    pixels, d = math.prod(shape[:3]), shape[3]
+def bias_program(pixels: int, d: int, dtype: np.dtype[Any], accumulate: bool) -> Program:
+    """Return the bias gradient alone: the sum of ``dy (pixels, d)`` over its pixels."""
     workers = 1 if pixels * d < SERIAL or half(dtype) else machine.threads()
-    program = _bias_program(pixels, d, dtype, accumulate, workers)
-    return program if images == "NHWC" else with_images(program, {"dy": shape}, images, dtype.itemsize)
+    return _bias_program(pixels, d, dtype, accumulate, workers)
+
+
+def bias_program_of(shape: Shape, dtype: np.dtype[Any], accumulate: bool, images: str = "NHWC") -> Program:
+    """Return the bias gradient alone, for ``dy (n, oh, ow, d)`` that lies as this layout says."""
+    program = bias_program(math.prod(shape[:3]), shape[3], dtype, accumulate)
+    return with_images(program, {"dy": shape}, images, dtype.itemsize)
 
 
 @lru_cache(maxsize=1024)
