@@ -1,6 +1,8 @@
 """Conv2D, the article's layer: parameters, forward, backward, what it keeps and what it refuses."""
 
+import copy
 import itertools
+import pickle
 import re
 
 import ml_dtypes
@@ -157,3 +159,65 @@ def test_array_likes_and_the_form_without_a_batch():
 def test_repr():
     """A layer shows what it was made of."""
     assert repr(nc.Conv2D(3, 16, 5)) == "Conv2D(3, 16, (5, 5))"
+
+
+LAYERS = (
+    (nc.Conv2D, (3, 9, 8, 4), {"stride": (2, 1), "padding": "same", "groups": 2}, nc.conv2d, nc.conv2d_backward),
+    (nc.Conv2DTranspose, (3, 9, 8, 4), {"stride": 2, "padding": ((1, 0), (1, 1)), "output_padding": (1, 0)},
+     nc.conv_transpose2d, nc.conv_transpose2d_backward),
+    (nc.Conv1D, (3, 30, 4), {"stride": 2, "padding": (1, 3), "dilation": 2}, nc.conv1d, nc.conv1d_backward),
+    (nc.Conv1DTranspose, (3, 30, 4), {"stride": 3, "padding": 1, "output_padding": 2, "groups": 2},
+     nc.conv_transpose1d, nc.conv_transpose1d_backward),
+)  # fmt: skip
+each_layer = pytest.mark.parametrize(("kind", "shape", "options", "forward", "backward"), LAYERS)
+
+
+@each_layer
+@pytest.mark.parametrize("layouts", [{}, {"w_layout": "HWIO"}, {"layout": "NCHW"}], ids=["usual", "HWIO", "NCHW"])
+def test_each_layer_is_its_functions(kind, shape, options, forward, backward, layouts):
+    """Every layer calls the functions of its name with its weights, in every layout, and starts alike in all."""
+    x = np.random.default_rng(0).standard_normal(shape)
+    x = np.moveaxis(x, -1, 1) if layouts.get("layout") else x
+    layer = kind(4, 6, 3, **options, **layouts, dtype=float, rng=0)
+    layer.b[...] = np.arange(6)
+    y = layer.forward(x)
+    np.testing.assert_array_equal(y, forward(x, layer.W, layer.b, **options, **layouts))
+    usual = kind(4, 6, 3, **options, dtype=float, rng=0)
+    np.testing.assert_array_equal(np.sort(layer.W, None), np.sort(usual.W, None))
+    usual.b[...] = layer.b
+    of_usual = usual.forward(np.moveaxis(x, 1, -1) if layouts.get("layout") else x)
+    np.testing.assert_array_equal(np.moveaxis(y, 1, -1) if layouts.get("layout") else y, of_usual)
+    dx = layer.backward(y)
+    g = backward(x, layer.W, y, **options, **layouts)
+    for got, expected in zip((dx, layer.gradW, layer.gradb), g, strict=True):
+        np.testing.assert_array_equal(got, expected)
+    size = "(3, 3)" if len(shape) == 4 else "3"
+    assert repr(layer) == f"{kind.__name__}(4, 6, {size})"
+    with pytest.raises(RuntimeError, match=f"{kind.__name__}.backward: call forward first"):
+        kind(4, 6, 3).backward(y)
+    with pytest.raises(TypeError, match=f"^{kind.__name__}: in_channels is 1.5, expected an integer"):
+        kind(1.5, 6, 3)
+    assert "must not change before `backward`" in kind.__doc__
+
+
+@each_layer
+def test_layers_pickle_without_their_batch(kind, shape, options, forward, backward):
+    """What is stored or copied is the model, not what it saw last; and it works."""
+    layer = kind(4, 6, 3, **options, rng=0)
+    small = len(pickle.dumps(layer))
+    x = np.ones((50, *shape[1:]), np.float32)
+    y = layer.forward(x)
+    layer.backward(y)
+    for again in (pickle.loads(pickle.dumps(layer)), copy.deepcopy(layer)):
+        assert again._x is None
+        np.testing.assert_array_equal(again.gradW, layer.gradW)
+        np.testing.assert_array_equal(again.forward(x), y)
+    assert len(pickle.dumps(layer)) < small + layer.gradW.nbytes + 1000
+    assert layer.backward(y).shape == x.shape  # the layer itself still knows
+
+
+def test_initial_weights_of_a_transposed_layer():
+    """They keep the size of numbers: an output meets as many weights as the stride leaves of the kernel."""
+    layer = nc.Conv2DTranspose(64, 48, 4, stride=2, rng=0)
+    assert layer.W.shape == (64, 4, 4, 48)
+    assert abs(layer.W.std() / np.sqrt(2 / (64 * 4)) - 1) < 5 / np.sqrt(2 * layer.W.size)

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 
+from .layouts import IMAGES, PLAIN, WEIGHTS, Form, Layout
 from .problem import ConvProblem, Padding, same_padding
 from .runtime.arrays import values_are_data
 
@@ -25,6 +27,7 @@ __all__ = [
     "as_bias",
     "as_dtype",
     "as_input",
+    "as_layout",
     "as_out",
     "as_planned",
     "as_shape",
@@ -33,16 +36,17 @@ __all__ = [
     "check_dy",
     "common_dtype",
     "fail",
+    "forward_problem",
     "input_grad_problem",
     "integer",
     "kernel_size_key",
     "kernel_sizes",
     "no_samples",
-    "output_shape",
     "pair",
     "prepare",
     "problem_for",
     "stand_in",
+    "transposed_problem",
     "weight_grad_problem",
     "words_of",
 ]
@@ -154,10 +158,15 @@ def common_dtype(**inputs: Array) -> np.dtype[Any]:
         fail(f"NumPy has no common dtype for these ({each}); cast them to float32", TypeError)
 
 
+@values_are_data
+def _as_kernels_take_it(value: Any, dtype: np.dtype[Any]) -> Array:
+    return np.require(value, dtype, ["C", "A"])
+
+
 def prepare(array: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Array:
     """Return `array` as kernels take it: `dtype`, `shape`, C-contiguous, aligned; copied only if it must be."""
     if array.dtype != dtype or not (array.flags.c_contiguous and array.flags.aligned):
-        array = np.require(array, dtype, ["C", "A"])
+        array = _as_kernels_take_it(array, dtype)
     return array if array.shape == shape else array.reshape(shape)
 
 
@@ -232,20 +241,34 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
     """Return an int, or a pair of them for rows and columns, as a pair."""
     if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim):
         if len(value) != 2:
-            fail(f"{name} has {len(value)} values, expected an int or a pair")
+            fail(f"{name} has {len(value)} values, expected an int or a pair{_of_images(value)}")
         first, second = value
         return integer(name, first, least), integer(name, second, least)
     number = integer(name, value, least)
     return number, number
 
 
+def _of_images(value: Any) -> str:
+    """Return the end of a message about four values, where they are TensorFlow's, one for each axis of a batch."""
+    if len(value) == 4 and isinstance(value, (tuple, list)) and value[0] == value[3] == 1:
+        return f"; of TensorFlow's four, pass {tuple(value[1:3])}"
+    return ""
+
+
+def _single(name: str, value: Any, least: int) -> tuple[int, int]:
+    """Return an int, which may be alone in a tuple, for the columns; what rows have changes nothing for one row."""
+    if isinstance(value, (tuple, list)) or (isinstance(value, np.ndarray) and value.ndim):
+        if len(value) != 1:
+            fail(f"{name} has {len(value)} values, expected an int")
+        (value,) = value
+    return least, integer(name, value, least)
+
+
 def _padding(value: Any) -> Padding | str:
-    """Return ``((top, bottom), (left, right))``, or "same" for whoever knows the sizes."""
+    """Return ``((top, bottom), (left, right))``, or a word, for whoever knows the sizes."""
     if isinstance(value, str):
-        if value == "same":
-            return "same"
-        if value == "valid":
-            return (0, 0), (0, 0)
+        if value in ("same", "valid"):
+            return str(value)
         fail(f'padding is {value!r}, expected "valid", "same", an int, a pair or a pair of pairs')
     if isinstance(value, np.ndarray):
         value = value.tolist()
@@ -257,84 +280,154 @@ def _padding(value: Any) -> Padding | str:
     return (rows, rows), (columns, columns)
 
 
+def _padding_of_one(value: Any) -> Padding | str:
+    """Return the same for one dimension: ``((0, 0), (before, after))``."""
+    if isinstance(value, str):
+        if value in ("same", "valid"):
+            return str(value)
+        fail(f'padding is {value!r}, expected "valid", "same", an int or a pair (before, after)')
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, (tuple, list)) and len(value) == 1:
+        (value,) = value
+    return (0, 0), pair("padding", value, 0)
+
+
+def as_layout(layout: Any, w_layout: Any, dimensions: int = 2) -> Layout:
+    """Return the order of axes that `layout` and `w_layout` name; with images as "NCHW", weights are OIHW."""
+    if not isinstance(layout, str) or layout not in IMAGES:
+        fail(f"layout is {layout!r}, expected {' or '.join(map(repr, IMAGES))}")
+    if w_layout is None:
+        return Layout(layout, "OHWI" if layout == "NHWC" else "OIHW", dimensions)
+    if not isinstance(w_layout, str) or w_layout not in WEIGHTS:
+        fail(f"w_layout is {w_layout!r}, expected {' or '.join(map(repr, WEIGHTS))}")
+    if layout != "NHWC":
+        fail(f'w_layout is {w_layout!r}, but with layout="{layout}" weights are OIHW')
+    return Layout(layout, w_layout, dimensions)
+
+
 @dataclass(frozen=True)
 class Options:
-    """Stride, padding, dilation and groups, checked; `padding` may still be "same"."""
+    """The options of a call, checked; `padding` may still be a word, for whoever knows the sizes.
+
+    `output_padding` is that of a transposed convolution.
+    """
 
     stride: tuple[int, int]
     padding: Padding | str
     dilation: tuple[int, int]
     groups: int
+    layout: Layout = PLAIN
+    output_padding: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, stride: Any, padding: Any, dilation: Any, groups: Any) -> Options:
+    def of(
+        cls,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: Any,
+        layout: Layout = PLAIN,
+        output_padding: Any = None,
+    ) -> Options:
         """Check what a caller gave."""
+        read, pads = (pair, _padding) if layout.dimensions == 2 else (_single, _padding_of_one)
         return cls(
-            pair("stride", stride, 1), _padding(padding), pair("dilation", dilation, 1), integer("groups", groups, 1)
+            read("stride", stride, 1),
+            pads(padding),
+            read("dilation", dilation, 1),
+            integer("groups", groups, 1),
+            layout,
+            None if output_padding is None else read("output_padding", output_padding, 0),
         )
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the options as the arguments of a public function, as simple as they can be said."""
+
+        def simple(value: Any) -> Any:
+            if isinstance(value, str) or self.layout.dimensions == 1:
+                return value if isinstance(value, str) else value[1]
+            first = value[0][0] if isinstance(value[0], tuple) else value[0]
+            return first if value in ((first, first), ((first, first), (first, first))) else value
+
+        found = {
+            "stride": simple(self.stride), "padding": simple(self.padding), "dilation": simple(self.dilation),
+            "groups": self.groups, "layout": self.layout.images,
+            "w_layout": "HWIO" if self.layout.weights == "HWIO" else None,
+        }  # fmt: skip
+        if self.output_padding is not None:
+            found["output_padding"] = simple(self.output_padding)
+        return found
 
     def pads(self, size: tuple[int, int], kernel: tuple[int, int]) -> Padding:
         """Return the padding in numbers for an input of this size."""
-        if isinstance(self.padding, str):
+        if self.padding == "same":
             rows, columns = (same_padding(*v) for v in zip(size, kernel, self.stride, self.dilation, strict=True))
             return rows, columns
-        return self.padding
+        return self.numbers
+
+    @property
+    def numbers(self) -> Padding:
+        """The padding that is no word, or none."""
+        return ((0, 0), (0, 0)) if isinstance(self.padding, str) else self.padding
 
 
 # ------------------------------------------------------------------------------------------ the problem
 
-_NO_CHANNELS = {
-    "x": ". A batch without a channel axis, (N, H, W), is not a form: pass x[..., None]",
-    "dy": ". A batch without a channel axis, (N, OH, OW), is not a form: pass dy[..., None]",
-}
+#: The ranks, in two dimensions, of the article's forms, and that of the third array: y, w and x.
+_FORWARD_RANKS = {(4, 4): 4, (3, 4): 3, (3, 3): 2, (2, 2): 2}
+_WEIGHT_GRAD_RANKS = {(4, 4): 4, (3, 3): 4, (3, 2): 3, (2, 2): 2}
+_INPUT_GRAD_RANKS = {(4, 4): 4, (3, 4): 3, (2, 3): 3, (2, 2): 2}
 
 
-def _ranks(names: tuple[str, str], shapes: tuple[Shape, Shape], forms: dict[tuple[int, int], str]) -> None:
-    """Check that two arrays' ranks are one of the article's forms."""
-    ranks = len(shapes[0]), len(shapes[1])
-    if ranks in forms:
-        return
-    accepted = "; ".join(f"{names[0]} {form}" for form in forms.values())
+def _ranks(
+    names: tuple[str, str],
+    shapes: tuple[Shape, Shape],
+    known: dict[tuple[int, int], int],
+    layout: Layout,
+    transposed: bool = False,
+) -> tuple[int, int, int]:
+    """Check that two arrays' ranks are one of the article's forms; return them, and that of the third."""
+    if layout.images == "NCHW":  # where there are channels
+        known = {pair: third for pair, third in known.items() if min(*pair, third) > 2 and (pair[1] == 4 or third == 4)}
+    ranks = layout.rank(shapes[0]), layout.rank(shapes[1])
+    if ranks in known:
+        return *ranks, known[ranks]
+    accepted = "; ".join(
+        f"{names[0]} {layout.letters(names[0], a)} with {names[1]} {layout.letters(names[1], b, transposed)}"
+        for a, b in known
+    )
     hint = ""
-    if ranks[0] == 3 and ranks[1] in (2, 3):
-        hint = _NO_CHANNELS[names[0]]
+    if ranks[0] == 3 and ranks[1] in (2, 3) and layout.images == "NHWC":
+        hint = _no_channels(names[0], layout)
     given = f"{names[0]} of shape {shapes[0]} and {names[1]} of shape {shapes[1]}"
     fail(f"{given} do not go together; expected {accepted}{hint}")
 
 
-_FORWARD_FORMS = {
-    (4, 4): "(N, H, W, C) with w (D, KH, KW, C/groups)",
-    (3, 4): "(H, W, C) with w (D, KH, KW, C/groups)",
-    (3, 3): "(H, W, C) with w (KH, KW, C)",
-    (2, 2): "(H, W) with w (KH, KW)",
-}
-_WEIGHT_GRAD_FORMS = {
-    (4, 4): "(N, H, W, C) with dy (N, OH, OW, D)",
-    (3, 3): "(H, W, C) with dy (OH, OW, D)",
-    (3, 2): "(H, W, C) with dy (OH, OW)",
-    (2, 2): "(H, W) with dy (OH, OW)",
-}
-_INPUT_GRAD_FORMS = {
-    (4, 4): "(N, OH, OW, D) with w (D, KH, KW, C/groups)",
-    (3, 4): "(OH, OW, D) with w (D, KH, KW, C/groups)",
-    (2, 3): "(OH, OW) with w (KH, KW, C)",
-    (2, 2): "(OH, OW) with w (KH, KW)",
-}
+def _no_channels(name: str, layout: Layout) -> str:
+    letters = layout.letters(name, 4).rpartition(", ")[0]
+    return f". A batch without a channel axis, {letters}), is not a form: pass {name}[..., None]"
 
 
-def _batched_x(shape: Shape) -> Shape:
-    """``(H, W)`` and ``(H, W, C)`` as ``(N, H, W, C)``."""
-    return shape if len(shape) == 4 else (1, *shape) if len(shape) == 3 else (1, *shape, 1)
+def _other_order(w: Shape, channels: int, groups: int, layout: Layout) -> str:
+    """Return the end of a message about the channels of weights, where they would fit in another order of axes."""
+    if layout.rank(w) != 4:
+        return ""
+    for name in ("HWIO", "OHWI", "OIHW"):
+        other = layout._replace(weights=name)
+        if name != layout.weights and other.batched_weights(w)[3] * groups == channels:
+            positions = other.weights_of(layout.batched_weights(tuple(range(len(w)))), 4)
+            order = tuple(positions.index(i) for i in range(len(w)))
+            option = f'w_layout="{name}", or ' if name in WEIGHTS and layout.images == "NHWC" else ""
+            return f"; if w is {other.letters('w', 4)}, pass {option}w.transpose{order}"
+    return ""
 
 
-def _batched_w(shape: Shape) -> Shape:
-    """``(KH, KW)`` and ``(KH, KW, C)`` as ``(D, KH, KW, C)``."""
-    return _batched_x(shape)
-
-
-def _batched_dy(shape: Shape) -> Shape:
-    """``(OH, OW)`` and ``(OH, OW, D)`` as ``(N, OH, OW, D)``."""
-    return _batched_x(shape)
+def _sized(whose: str, sizes: Iterable[tuple[str, int]]) -> None:
+    """Check that no size is zero."""
+    for name, value in sizes:
+        if value < 1:
+            fail(f"{whose} has {name} {value}, expected at least 1")
 
 
 def _build(
@@ -345,16 +438,13 @@ def _build(
     options: Options,
     dtype: np.dtype[Any],
     whose: str = "x",
+    hint: Callable[[], str] = str,
 ) -> ConvProblem:
     """Check sizes against one another and make the problem. `cg` is what w says, None where w isn't given."""
     n, h, w, c = x
-    groups = options.groups
-    for name, value in (("height", h), ("width", w), ("channels", c)):
-        if value < 1:
-            fail(f"{whose} has {name} {value}, expected at least 1")
-    for name, value in (("height", kernel[0]), ("width", kernel[1])):
-        if value < 1:
-            fail(f"the kernel has {name} {value}, expected at least 1")
+    groups, layout = options.groups, options.layout
+    _sized(whose, (*zip(layout.sizes, (h, w), strict=True), ("channels", c)))
+    _sized("the kernel", zip(layout.sizes, kernel, strict=True))
     if d < 1:
         fail(f"the convolution has {d} output channels, expected at least 1")
     if c % groups:
@@ -363,7 +453,8 @@ def _build(
         fail(f"the convolution has {d} output channels, which {groups} groups do not divide")
     if cg is not None and cg * groups != c:
         fail(
-            f"w has {cg} input channels per group, but {whose} has {c} channels in {groups} group{'s' * (groups > 1)}",
+            f"w has {cg} input channels per group, but {whose} has {c} channels "
+            f"in {groups} group{'s' * (groups > 1)}{hint()}",
         )
     problem = ConvProblem(
         n, h, w, c, d, *kernel, options.stride, options.pads((h, w), kernel), options.dilation, groups, dtype
@@ -372,8 +463,12 @@ def _build(
         if out < 1:
             before, after = problem.padding[axis]
             reach = problem.dilation[axis] * (length - 1) + 1
-            span = f"{reach} {('rows', 'columns')[axis]}"
+            span = f"{reach} {layout.lines[axis]}"
             fail(f"the kernel spans {span}, but the padded input has only {size + before + after}")
+    return _not_too_large(problem)
+
+
+def _not_too_large(problem: ConvProblem) -> ConvProblem:
     if max(math.prod(shape) for shape in (problem.x_shape, problem.w_shape, problem.y_shape)) > LARGEST_ARRAY:
         fail(f"{problem} has an array of more than {LARGEST_ARRAY} elements")
     return problem
@@ -385,30 +480,35 @@ def _no_groups(options: Options) -> None:
 
 
 def problem_for(x: Shape, w: Shape, options: Options, dtype: np.dtype[Any]) -> ConvProblem:
-    """Return the problem of ``x`` and ``w``, whichever of the article's forms they have."""
-    _ranks(("x", "w"), (x, w), _FORWARD_FORMS)
-    if len(w) < 4:
+    """Return the problem of ``x`` and ``w``."""
+    return forward_problem(x, w, options, dtype)[0]
+
+
+def forward_problem(x: Shape, w: Shape, options: Options, dtype: np.dtype[Any]) -> tuple[ConvProblem, Form]:
+    """Return the problem of ``x`` and ``w``, whichever of the article's forms they have, and that form."""
+    layout = options.layout
+    x_rank, w_rank, y_rank = _ranks(("x", "w"), (x, w), _FORWARD_RANKS, layout)
+    if w_rank < 4:
         _no_groups(options)
-    d, kh, kw, cg = _batched_w(w)
-    if len(x) == len(w) == 3 and cg != x[2]:
+    batched = layout.batched_images(x)
+    d, kh, kw, cg = layout.batched_weights(w)
+    if x_rank == w_rank == 3 and cg != batched[3]:
+        letters = layout.letters("x", 3)[1:-1]
         fail(
-            f"w of shape {w} has {cg} channels, but x of shape {x} (as H, W, C) has {x[2]}{_NO_CHANNELS['x']}",
+            f"w of shape {w} has {cg} channels, but x of shape {x} (as {letters}) has {batched[3]}"
+            f"{_no_channels('x', layout)}",
         )
-    return _build(_batched_x(x), (kh, kw), d, cg, options, dtype)
+    hint = partial(_other_order, w, batched[3], options.groups, layout)
+    problem = _build(batched, (kh, kw), d, cg, options, dtype, hint=hint)
+    y = layout.images_of(problem.y_shape, y_rank)
+    return problem, Form(x, w, y, (d,) if w_rank == 4 else (), layout)
 
 
-def _check_dy(dy: Shape, problem: ConvProblem) -> None:
-    if dy != problem.y_shape:
-        fail(f"dy has shape {dy} (as N, OH, OW, D), expected {problem.y_shape}")
-
-
-def check_dy(dy: Shape, problem: ConvProblem, x_rank: int, w_rank: int) -> None:
-    """Check that dy is the gradient of this problem's output, in the form that x and w have."""
-    rank = {(4, 4): 4, (3, 4): 3, (3, 3): 2, (2, 2): 2}[x_rank, w_rank]
-    if len(dy) != rank:
-        expected = problem.y_shape[4 - rank :] if rank > 2 else problem.y_shape[1:3]
-        fail(f"dy has shape {dy}, expected {expected}")
-    _check_dy(_batched_dy(dy), problem)
+def check_dy(dy: Shape, expected: Shape, layout: Layout) -> None:
+    """Check the shape of the gradient of an output."""
+    if dy != expected:
+        letters = f" (as {layout.letters('dy', layout.rank(dy))[1:-1]})" if len(dy) == len(expected) else ""
+        fail(f"dy has shape {dy}{letters}, expected {expected}")
 
 
 def kernel_size_key(kernel_size: Any, out: Shape | None) -> tuple[tuple[int, int] | None, Shape | None]:
@@ -421,13 +521,13 @@ def kernel_sizes(kernel_size: Any, out: Shape | None, x: Shape, dy: Shape, optio
     if kernel_size is not None:
         return pair("kernel_size", kernel_size, 1)
     if out is not None and len(out) in (2, 3, 4):
-        kh, kw = out[1:3] if len(out) == 4 else out[:2]
+        kh, kw = options.layout.batched_weights(out)[1:3]
         return kh, kw
-    if options.stride != (1, 1) or options.dilation != (1, 1) or isinstance(options.padding, str):
+    if options.stride != (1, 1) or options.dilation != (1, 1) or options.padding == "same":
         fail(
             "kernel_size is needed: the shapes determine it only with stride 1, dilation 1 and padding in numbers",
         )
-    (top, bottom), (left, right) = options.padding
+    (top, bottom), (left, right) = options.numbers
     size = x[1] + top + bottom - dy[1] + 1, x[2] + left + right - dy[2] + 1
     if min(size) < 1:
         fail(
@@ -443,28 +543,31 @@ def weight_grad_problem(
     out: Shape | None,
     options: Options,
     dtype: np.dtype[Any],
-) -> tuple[ConvProblem, Shape]:
-    """Return the problem of ``x`` and ``dy``, and the shape that dw has in their options."""
-    _ranks(("x", "dy"), (x, dy), _WEIGHT_GRAD_FORMS)
-    if len(dy) == 2:
+) -> tuple[ConvProblem, Form]:
+    """Return the problem of ``x`` and ``dy``, and their form."""
+    layout = options.layout
+    _, dy_rank, w_rank = _ranks(("x", "dy"), (x, dy), _WEIGHT_GRAD_RANKS, layout)
+    if dy_rank == 2:
         _no_groups(options)
-    x4, dy4 = _batched_x(x), _batched_dy(dy)
+    x4, dy4 = layout.batched_images(x), layout.batched_images(dy)
     kernel = kernel_sizes(kernel_size, out, x4, dy4, options)
     problem = _build(x4, kernel, dy4[3], None, options, dtype)
-    _check_dy(dy4, problem)
-    shape = problem.w_shape
-    return problem, shape if len(dy) > 2 else shape[1:] if len(x) == 3 else shape[1:3]
+    y = layout.images_of((x4[0], *problem.y_shape[1:]), dy_rank)
+    check_dy(dy, y, layout)
+    b = (problem.d,) if w_rank == 4 else ()
+    return problem, Form(x, layout.weights_of(problem.w_shape, w_rank), y, b, layout)
 
 
 def input_grad_problem(
     dy: Shape, w: Shape, input_size: Any, options: Options, dtype: np.dtype[Any]
-) -> tuple[ConvProblem, Shape]:
-    """Return the problem of ``dy`` and ``w``, and the shape that dx has in their options."""
-    _ranks(("dy", "w"), (dy, w), _INPUT_GRAD_FORMS)
-    if len(w) < 4:
+) -> tuple[ConvProblem, Form]:
+    """Return the problem of ``dy`` and ``w``, and their form."""
+    layout = options.layout
+    dy_rank, w_rank, x_rank = _ranks(("dy", "w"), (dy, w), _INPUT_GRAD_RANKS, layout)
+    if w_rank < 4:
         _no_groups(options)
-    n, oh, ow, d = _batched_dy(dy)
-    wd, kh, kw, cg = _batched_w(w)
+    n, oh, ow, d = layout.batched_images(dy)
+    wd, kh, kw, cg = layout.batched_weights(w)
     if wd != d:
         fail(f"w has {wd} output channels, but dy has {d}")
     if input_size is not None:
@@ -472,24 +575,75 @@ def input_grad_problem(
     else:
         h, width = _smallest_input((oh, ow), (kh, kw), options)
     problem = _build((n, h, width, cg * options.groups), (kh, kw), d, cg, options, dtype, whose="the input")
-    _check_dy((n, oh, ow, d), problem)
-    shape = problem.x_shape
-    return problem, shape if len(dy) == 4 else shape[1:] if len(w) > 2 else shape[1:3]
+    y = layout.images_of(problem.y_shape, dy_rank)
+    check_dy(dy, y, layout)
+    x = layout.images_of(problem.x_shape, x_rank)
+    return problem, Form(x, w, y, (d,) if w_rank == 4 else (), layout)
 
 
 def _smallest_input(out: tuple[int, int], kernel: tuple[int, int], options: Options) -> tuple[int, int]:
-    if isinstance(options.padding, str):
+    if options.padding == "same":
         size = tuple((o - 1) * s + 1 for o, s in zip(out, options.stride, strict=True))
     else:
         size = tuple(
             (o - 1) * s + d * (k - 1) + 1 - sum(p)
-            for o, k, s, d, p in zip(out, kernel, options.stride, options.dilation, options.padding, strict=True)
+            for o, k, s, d, p in zip(out, kernel, options.stride, options.dilation, options.numbers, strict=True)
         )
     if min(size) < 1:
         fail(
             f"dy of {out[0]}x{out[1]} implies an input of {size[0]}x{size[1]}, expected at least 1x1",
         )
     return size[0], size[1]
+
+
+# -------------------------------------------------------------------------------- transposed convolution
+
+
+def transposed_problem(x: Shape, w: Shape, options: Options, dtype: np.dtype[Any]) -> tuple[ConvProblem, Form]:
+    """Return the convolution whose transpose takes ``x`` and ``w``, and its form: its output is x, and y its input."""
+    layout, groups = options.layout, options.groups
+    _, w_rank, y_rank = _ranks(("x", "w"), (x, w), _INPUT_GRAD_RANKS, layout, transposed=True)
+    if w_rank < 4:
+        _no_groups(options)
+    n, h, width, c = layout.batched_images(x)
+    wc, kh, kw, dg = layout.batched_weights(w)
+    _sized("x", (*zip(layout.sizes, (h, width), strict=True), ("channels", c)))
+    _sized("the kernel", zip(layout.sizes, (kh, kw), strict=True))
+    if wc != c:
+        fail(f"w has {wc} input channels, but x has {c}")
+    if c % groups:
+        fail(f"x has {c} channels, which {groups} groups do not divide")
+    if dg < 1:
+        fail(f"w has {dg} output channels per group, expected at least 1")
+    rows, columns = (_transposed_axis(options, i, (h, width)[i], (kh, kw)[i]) for i in (0, 1))
+    pads = rows[1], columns[1]
+    problem = ConvProblem(
+        n, rows[0], columns[0], dg * groups, c, kh, kw, options.stride, pads, options.dilation, groups, dtype
+    )
+    y = layout.images_of(problem.x_shape, y_rank)
+    return _not_too_large(problem), Form(y, w, x, (dg * groups,) if y_rank > 2 else (), layout)
+
+
+def _transposed_axis(options: Options, axis: int, size: int, kernel: int) -> tuple[int, tuple[int, int]]:
+    """Return the size of the output along an axis, and the padding of the convolution that makes `size` of it."""
+    stride, dilation, line = options.stride[axis], options.dilation[axis], options.layout.lines[axis]
+    reach, more = dilation * (kernel - 1) + 1, options.output_padding
+    extra = 0 if more is None else more[axis]
+    if extra >= max(stride, dilation):
+        fail(f"output_padding is {extra}, expected less than the stride, {stride}, or the dilation, {dilation}")
+    if options.padding == "same":
+        out = size * stride if more is None else (size - 1) * stride + reach - reach // 2 * 2 + extra
+        if -(-out // stride) != size:
+            fail(f'output_padding is {extra}, but with padding="same" no convolution makes {size} {line} of {out}')
+        return out, same_padding(out, kernel, stride, dilation)
+    before, after = options.numbers[axis]
+    if options.padding == "valid" and more is None:
+        reach = max(reach, stride)  # as Keras has it: no pixel of the output is left out
+    out = (size - 1) * stride + reach - before - after + extra
+    if out < 1:
+        fail(f"x has {size} {line}, which give an output of {out}, expected at least 1")
+    # What lies past the last kernel by a stride or more is no part of what the convolution reads.
+    return out, (before, after - extra // stride * stride)
 
 
 def as_shape(name: str, value: Any) -> Shape:
@@ -503,21 +657,14 @@ def as_bias(value: Any, w: Array) -> Array:
     """Return b as an array; a Python number takes w's dtype, as NumPy's rules for weak scalars have it."""
     if type(value) is float or type(value) is int:
         try:
-            with values_are_data:
-                return np.asarray(value, w.dtype)
+            return _as_kernels_take_it(value, w.dtype)
         except OverflowError:
             fail(f"b is {_shown(int(value))}, which {w.dtype} cannot hold")
     return as_input("b", value)
 
 
-def check_bias(b: Array, problem: ConvProblem, w_rank: int) -> None:
-    """Check that b has one value for each output channel: ``(D,)``, or 0-d where w has no D axis."""
-    expected: Shape = (problem.d,) if w_rank == 4 else ()
+def check_bias(b: Array, expected: Shape) -> None:
+    """Check that b has one value for each output channel: ``(D,)``, or 0-d where there is no D axis."""
     if b.shape != expected:
-        fail(f"b has shape {b.shape}, expected {expected}")
-
-
-def output_shape(problem: ConvProblem, x_rank: int, w_rank: int) -> Shape:
-    """Return the shape of y in the form that x and w have."""
-    shape = problem.y_shape
-    return shape if x_rank == 4 else shape[1:] if w_rank == 4 else shape[1:3]
+        fits = b.size == math.prod(expected) and b.ndim > 1
+        fail(f"b has shape {b.shape}, expected {expected}{'; pass b.reshape(-1)' * fits}")

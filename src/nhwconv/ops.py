@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from . import checks, planning
 from .checks import Options, words_of
-from .planning import Backward, Form, Plan
+from .layouts import PLAIN, Layout
+from .planning import Backward, Plan
 from .problem import PASSES, Pass
-from .runtime import arrays
+from .results import Gradients, check_gradients, check_needs, result, run_gradients
 from .strategies import REGISTRY
 
 __all__ = [
@@ -28,27 +29,10 @@ __all__ = [
 ]
 
 Array = npt.NDArray[Any]
+_NHWC = "NHWC"
 Size = int | tuple[int, int]
 Padding = int | tuple[int, int] | tuple[tuple[int, int], tuple[int, int]] | str
 StrategyName = str | tuple[str, ...]
-
-
-class Gradients(NamedTuple):
-    """The gradients of one convolution; None where one was not asked for.
-
-    Attributes
-    ----------
-    dx : ndarray or None
-        Gradient of the input, in x's shape.
-    dw : ndarray or None
-        Gradient of the weights, in w's shape.
-    db : ndarray or None
-        Gradient of the bias, ``(D,)``; 0-d where w has no D axis.
-    """
-
-    dx: Array | None = None
-    dw: Array | None = None
-    db: Array | None = None
 
 
 def conv2d(
@@ -60,6 +44,8 @@ def conv2d(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    layout: str = "NHWC",
+    w_layout: str | None = None,
     strategy: StrategyName = "auto",
     out: Array | None = None,
 ) -> Array:
@@ -86,6 +72,12 @@ def conv2d(
     groups : int
         Output channels ``[g*D/groups, (g+1)*D/groups)`` see input channels ``[g*C/groups, (g+1)*C/groups)`` only.
         ``groups=C`` is a depthwise convolution.
+    layout : {"NHWC", "NCHW"}
+        "NCHW": x is ``(N, C, H, W)``, w ``(D, C/groups, KH, KW)`` and the result ``(N, D, OH, OW)``, in memory as
+        well. x and w are copied to be turned, and so is the result: that takes memory for all of them, and as long as
+        moving them does.
+    w_layout : {"OHWI", "HWIO"}, optional
+        "HWIO": w is ``(KH, KW, C/groups, D)``, as TensorFlow, Keras and Flax have it. Bits are those of "OHWI".
     strategy : str or tuple of str
         A name from `strategies`, a tuple of names to choose from, or "auto".
     out : ndarray, optional
@@ -95,6 +87,7 @@ def conv2d(
     -------
     ndarray
         ``(N, OH, OW, D)``, or ``(OH, OW, D)`` and ``(OH, OW)`` for the smaller forms; `out` where it was given.
+        A new one of 4 KiB or more is a view of aligned memory: it has a `base`, and cannot be resized in place.
 
     Raises
     ------
@@ -118,21 +111,13 @@ def conv2d(
     >>> float(nc.conv2d(x, w)[0, 0, 0, 0])
     27.0
     """
-    found = _known("forward", x, w, b, stride, padding, dilation, groups, strategy)
-    if found is not None and out is None:
-        return found.unchecked(cast("Array", x), cast("Array", w), cast("Array", b))
+    if layout is _NHWC and w_layout is None and out is None:
+        found = _known("forward", x, w, b, stride, padding, dilation, groups, strategy)
+        if found is not None:
+            return found.unchecked(cast("Array", x), cast("Array", w), cast("Array", b))
     with words_of("conv2d"):
-        x, w = checks.as_input("x", x), checks.as_input("w", w)
-        b = None if b is None else checks.as_bias(b, w)
-        inputs = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
-        dtype = checks.common_dtype(**inputs)
-        plan = _plan("forward", x.shape, w.shape, dtype, Options.of(stride, padding, dilation, groups), strategy)
-        if b is not None:
-            checks.check_bias(b, plan.problem, w.ndim)
-        y = _result("out", out, plan.form.y, dtype, inputs)
-        ready = [checks.prepare(array, dtype, array.shape) for array in inputs.values()]
-    plan.run(ready[0], ready[1], ready[2] if b is not None else None, y)
-    return y
+        options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
+        return run_forward(forward_plan, x, w, b, options, strategy, out)
 
 
 def conv2d_weight_grad(
@@ -144,6 +129,8 @@ def conv2d_weight_grad(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    layout: str = "NHWC",
+    w_layout: str | None = None,
     strategy: StrategyName = "auto",
     out: Array | None = None,
     accumulate: bool = False,
@@ -161,7 +148,7 @@ def conv2d_weight_grad(
         Gradient of the output, the article's eta: ``(N, OH, OW, D)``; also ``(OH, OW, D)`` and ``(OH, OW)``.
     kernel_size : int or pair, optional
         (KH, KW). Inferred from `out`, or from the shapes where stride and dilation are 1 and padding is not "same".
-    stride, padding, dilation, groups, strategy
+    stride, padding, dilation, groups, layout, w_layout, strategy
         As in `conv2d`.
     out : ndarray, optional
         Where the result goes: of its shape and dtype, C-contiguous, writable, apart from the inputs.
@@ -193,22 +180,26 @@ def conv2d_weight_grad(
         checks.check_accumulate(accumulate, out)
         dtype = checks.common_dtype(x=x, dy=dy)
         out_shape = out.shape if isinstance(out, np.ndarray) else None
-        options = Options.of(stride, padding, dilation, groups)
+        options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
         sizes = checks.kernel_size_key(kernel_size, out_shape)
         plan = _remembered(_weight_grad_plan, x.shape, dy.shape, dtype, options, sizes, strategy)
-        dw = _result("out", out, plan.form.w, dtype, {"x": x, "dy": dy})
+        dw = result("out", out, plan.form.w, dtype, {"x": x, "dy": dy})
         x, dy = checks.prepare(x, dtype, x.shape), checks.prepare(dy, dtype, dy.shape)
     plan.run(x, dy, None, dw, bool(accumulate))
     return dw
 
 
-def conv2d_bias_grad(dy: npt.ArrayLike, *, out: Array | None = None, accumulate: bool = False) -> Array:
+def conv2d_bias_grad(
+    dy: npt.ArrayLike, *, layout: str = "NHWC", out: Array | None = None, accumulate: bool = False
+) -> Array:
     """Return the gradient of a convolution's bias: ``db = dy.sum((0, 1, 2))``.
 
     Parameters
     ----------
     dy : array_like
         Gradient of the output ``(N, OH, OW, D)``; also ``(OH, OW, D)`` and ``(OH, OW)``.
+    layout : {"NHWC", "NCHW"}
+        "NCHW": dy is ``(N, D, OH, OW)`` or ``(D, OH, OW)``, and is turned first.
     out : ndarray, optional
         Where the result goes: of its shape and dtype, C-contiguous, writable, apart from dy.
     accumulate : bool
@@ -234,15 +225,18 @@ def conv2d_bias_grad(dy: npt.ArrayLike, *, out: Array | None = None, accumulate:
     """
     with words_of("conv2d_bias_grad"):
         dy = checks.as_input("dy", dy)
-        if dy.ndim not in (2, 3, 4):
-            checks.fail(f"dy has shape {dy.shape}, expected (N, OH, OW, D), (OH, OW, D) or (OH, OW)")
+        of = checks.as_layout(layout, None)
+        ranks = (4, 3, 2) if of.images == "NHWC" else (4, 3)
+        if dy.ndim not in ranks:
+            known = [of.letters("dy", rank) for rank in ranks]
+            checks.fail(f"dy has shape {dy.shape}, expected {', '.join(known[:-1])} or {known[-1]}")
         checks.check_accumulate(accumulate, out)
         dtype = checks.common_dtype(dy=dy)
-        db = _result("out", out, dy.shape[-1:] if dy.ndim > 2 else (), dtype, {"dy": dy})
+        n, oh, ow, d = of.batched_images(dy.shape)
+        db = result("out", out, (d,) if dy.ndim > 2 else (), dtype, {"dy": dy})
         dy = checks.prepare(dy, dtype, dy.shape)
-    pixels = dy.size // db.size if db.size else 0
-    if pixels:
-        planning.execute(planning.bias_program(pixels, db.size, dtype, bool(accumulate)), dy=dy, db=db)
+    if n * oh * ow * d:
+        planning.execute(planning.bias_program_of((n, oh, ow, d), dtype, bool(accumulate), of.images), dy=dy, db=db)
     elif not accumulate:
         db[...] = 0
     return db
@@ -257,6 +251,8 @@ def conv2d_input_grad(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    layout: str = "NHWC",
+    w_layout: str | None = None,
     strategy: StrategyName = "auto",
     out: Array | None = None,
 ) -> Array:
@@ -273,7 +269,7 @@ def conv2d_input_grad(
         Kernels ``(D, KH, KW, C/groups)``; with a dy of two axes ``(KH, KW, C)`` or ``(KH, KW)``.
     input_size : int or pair, optional
         (H, W). The smallest that gives this dy where it is not given.
-    stride, padding, dilation, groups, strategy
+    stride, padding, dilation, groups, layout, w_layout, strategy
         As in `conv2d`.
     out : ndarray, optional
         Where the result goes: of its shape and dtype, C-contiguous, writable, apart from the inputs.
@@ -301,12 +297,12 @@ def conv2d_input_grad(
     with words_of("conv2d_input_grad"):
         dy, w = checks.as_input("dy", dy), checks.as_input("w", w)
         dtype = checks.common_dtype(dy=dy, w=w)
+        options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
         if input_size is None and isinstance(out, np.ndarray) and out.ndim == {4: 4, 3: 3}.get(dy.ndim, w.ndim):
-            input_size = out.shape[1:3] if out.ndim == 4 else out.shape[:2]
+            input_size = cast("Size", options.layout.batched_images(out.shape)[1:3])
         sizes = None if input_size is None else checks.pair("input_size", input_size, 1)
-        options = Options.of(stride, padding, dilation, groups)
         plan = _remembered(_input_grad_plan, dy.shape, w.shape, dtype, options, sizes, strategy)
-        dx = _result("out", out, plan.form.x, dtype, {"dy": dy, "w": w})
+        dx = result("out", out, plan.form.x, dtype, {"dy": dy, "w": w})
         dy, w = checks.prepare(dy, dtype, dy.shape), checks.prepare(w, dtype, w.shape)
     plan.run(dy, w, None, dx)
     return dx
@@ -322,6 +318,8 @@ def conv2d_backward(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    layout: str = "NHWC",
+    w_layout: str | None = None,
     strategy: StrategyName = "auto",
     out: Gradients | None = None,
     accumulate: bool = False,
@@ -336,7 +334,7 @@ def conv2d_backward(
         Gradient of its output: ``(N, OH, OW, D)``, or as the smaller forms have it.
     needs : iterable of {"dx", "dw", "db"}
         Which gradients to compute.
-    stride, padding, dilation, groups, strategy
+    stride, padding, dilation, groups, layout, w_layout, strategy
         As in `conv2d`.
     out : Gradients, optional
         Where results go; None in it allocates.
@@ -363,30 +361,13 @@ def conv2d_backward(
     >>> g.dx is None, g.dw.shape, g.db.shape
     (True, (16, 3, 3, 3), (16,))
     """
-    found = _known_backward(x, w, dy, needs, stride, padding, dilation, groups, strategy)
-    if found is not None and out is None and accumulate is False:
-        return _run_backward(*found, {}, False)
+    if layout is _NHWC and w_layout is None and out is None and accumulate is False:
+        found = _known_backward(x, w, dy, needs, stride, padding, dilation, groups, strategy)
+        if found is not None:
+            return run_gradients(*found, {}, False)
     with words_of("conv2d_backward"):
-        needs = _check_needs(needs)
-        x, w, dy = checks.as_input("x", x), checks.as_input("w", w), checks.as_input("dy", dy)
-        out = _check_gradients(out, needs)
-        for name in ("dw", "db"):
-            if name in needs:
-                checks.check_accumulate(accumulate, getattr(out, name), f"out.{name}")
-        dtype = checks.common_dtype(x=x, w=w, dy=dy)
-        options = Options.of(stride, padding, dilation, groups)
-        # Both plans are made, or refused, before anything is written.
-        plan = _remembered(_backward_plan, x.shape, w.shape, dtype, options, needs, strategy)
-        checks.check_dy(dy.shape, plan.problem, x.ndim, w.ndim)
-        inputs = {"x": x, "w": w, "dy": dy}
-        results: dict[str, Array] = {}
-        for name in needs:
-            given = getattr(out, name)
-            if given is not None:
-                results[name] = _result(f"out.{name}", given, plan.shapes[name], dtype, inputs)
-                inputs[f"out.{name}"] = given
-        x, w, dy = (checks.prepare(array, dtype, array.shape) for array in (x, w, dy))
-    return _run_backward(plan, x, w, dy, results, bool(accumulate))
+        options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
+        return run_backward(backward_plan, x, w, dy, needs, options, strategy, out, accumulate)
 
 
 def plan(
@@ -399,6 +380,8 @@ def plan(
     padding: Padding = 0,
     dilation: Size = 1,
     groups: int = 1,
+    layout: str = "NHWC",
+    w_layout: str | None = None,
     strategy: StrategyName = "auto",
 ) -> Plan:
     """Return what would run for a pass of a problem, and why; nothing is computed.
@@ -411,7 +394,7 @@ def plan(
         Shapes of x and w, in any form that `conv2d` takes.
     dtype : dtype_like
         Of the arrays.
-    stride, padding, dilation, groups, strategy
+    stride, padding, dilation, groups, layout, w_layout, strategy
         As in `conv2d`.
 
     Returns
@@ -431,7 +414,8 @@ def plan(
     'tensordot'
     """
     with words_of("plan"):
-        return plan_for(pass_, x_shape, w_shape, dtype, stride, padding, dilation, groups, strategy)
+        of = checks.as_layout(layout, w_layout)
+        return plan_for(pass_, x_shape, w_shape, dtype, stride, padding, dilation, groups, strategy, of)
 
 
 def plan_for(
@@ -444,13 +428,14 @@ def plan_for(
     dilation: Any,
     groups: Any,
     strategy: Any,
+    layout: Layout = PLAIN,
 ) -> Plan:
     """Check the arguments of `plan` and make it."""
     if pass_ not in PASSES:
         checks.fail(f"pass_ is {pass_!r}, expected one of {', '.join(PASSES)}")
     dtype = checks.as_dtype(dtype)
     shapes = checks.as_shape("x_shape", x_shape), checks.as_shape("w_shape", w_shape)
-    return _plan(pass_, *shapes, dtype, Options.of(stride, padding, dilation, groups), strategy)
+    return _plan(pass_, *shapes, dtype, Options.of(stride, padding, dilation, groups, layout), strategy)
 
 
 def strategies() -> tuple[str, ...]:
@@ -550,25 +535,44 @@ def _plan(pass_: Pass, x: Any, w: Any, dtype: Any, options: Options, strategy: A
 
 
 def _make_plan(pass_: Pass, x: Any, w: Any, dtype: Any, options: Options, strategy: Any) -> Plan:
-    problem = checks.problem_for(x, w, options, dtype)
-    return planning.make_plan(problem, pass_, strategy, Form(x, w, checks.output_shape(problem, len(x), len(w))))
+    problem, form = checks.forward_problem(x, w, options, dtype)
+    return planning.make_plan(problem, pass_, strategy, form)
+
+
+def forward_plan(x: Any, w: Any, dtype: Any, options: Options, strategy: Any) -> Plan:
+    """Return the plan of a forward pass."""
+    return _plan("forward", x, w, dtype, options, strategy)
 
 
 def _weight_grad_plan(x: Any, dy: Any, dtype: Any, options: Options, sizes: Any, strategy: Any) -> Plan:
-    kernel_size, out = sizes
-    problem, shape = checks.weight_grad_problem(x, dy, kernel_size, out, options, dtype)
-    return planning.make_plan(problem, "weight_grad", strategy, Form(x, shape, dy))
+    problem, form = checks.weight_grad_problem(x, dy, sizes[0], sizes[1], options, dtype)
+    return planning.make_plan(problem, "weight_grad", strategy, form)
 
 
 def _input_grad_plan(dy: Any, w: Any, dtype: Any, options: Options, sizes: Any, strategy: Any) -> Plan:
-    problem, shape = checks.input_grad_problem(dy, w, sizes, options, dtype)
-    return planning.make_plan(problem, "input_grad", strategy, Form(shape, w, dy))
+    problem, form = checks.input_grad_problem(dy, w, sizes, options, dtype)
+    return planning.make_plan(problem, "input_grad", strategy, form)
 
 
-def _backward_plan(x: Any, w: Any, dtype: Any, options: Options, needs: Any, strategy: Any) -> Backward:
+def backward_plan(x: Any, w: Any, dtype: Any, options: Options, needs: Any, strategy: Any) -> Backward:
+    """Return the plan of a convolution's gradients."""
     weight_grad = _plan("weight_grad", x, w, dtype, options, strategy)
     input_grad = _plan("input_grad", x, w, dtype, options, strategy) if "dx" in needs else weight_grad
     return Backward(weight_grad, input_grad, needs)
+
+
+def transposed_plan(x: Any, w: Any, dtype: Any, options: Options, strategy: Any) -> Plan:
+    """Return the plan of a transposed convolution: an input gradient, with a bias."""
+    problem, form = checks.transposed_problem(x, w, options, dtype)
+    return planning.make_plan(problem, "input_grad", strategy, form)
+
+
+def transposed_backward_plan(x: Any, w: Any, dtype: Any, options: Options, needs: Any, strategy: Any) -> Backward:
+    """Return the plan of a transposed convolution's gradients: a weight gradient, and a forward pass."""
+    problem, form = checks.transposed_problem(x, w, options, dtype)
+    weight_grad = planning.make_plan(problem, "weight_grad", strategy, form)
+    input_grad = planning.make_plan(problem, "forward", strategy, form) if "dx" in needs else weight_grad
+    return Backward(weight_grad, input_grad, needs, transposed=True)
 
 
 # ------------------------------------------------------------------------------------- calls seen before
@@ -611,54 +615,58 @@ def _known_backward(
             return None
         with words_of("conv2d_backward"):
             options = Options.of(stride, padding, dilation, groups)
-            checked = _check_needs(needs)
-            found = _remembered(_backward_plan, x.shape, w.shape, x.dtype, options, checked, strategy)
+            checked = check_needs(needs)
+            found = _remembered(backward_plan, x.shape, w.shape, x.dtype, options, checked, strategy)
         _remember(_calls, key, found)
     return (found, x, w, dy) if found.fits(x, w, dy) else None
 
 
-# -------------------------------------------------------------------------------------- results and runs
+# ------------------------------------------------------------------------------------------------- runs
 
 
-def _result(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array]) -> Array:
-    if out is None:
-        return arrays.empty(shape, dtype)
-    checks.as_out(name, out, shape, dtype, inputs)
-    return cast("Array", out)
+def run_forward(make: Callable[..., Plan], x: Any, w: Any, b: Any, options: Options, strategy: Any, out: Any) -> Array:
+    """Check the arrays of a forward pass, and run the plan that ``make`` makes for them."""
+    x, w = checks.as_input("x", x), checks.as_input("w", w)
+    b = None if b is None else checks.as_bias(b, w)
+    inputs = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
+    dtype = checks.common_dtype(**inputs)
+    plan = _remembered(make, x.shape, w.shape, dtype, options, strategy)
+    if b is not None:
+        checks.check_bias(b, plan.form.b)
+    y = result("out", out, plan.result_shape, dtype, inputs)
+    ready = [checks.prepare(array, dtype, array.shape) for array in inputs.values()]
+    plan.run(ready[0], ready[1], ready[2] if b is not None else None, y)
+    return y
 
 
-def _check_needs(needs: object) -> tuple[str, ...]:
-    names = (needs,) if isinstance(needs, str) else tuple(needs) if isinstance(needs, Iterable) else (needs,)
-    for name in names:
-        if name not in Gradients._fields:
-            checks.fail(f'needs has {name!r}, expected any of "dx", "dw", "db"')
-    return tuple(name for name in Gradients._fields if name in names)
-
-
-def _check_gradients(out: object, needs: tuple[str, ...]) -> Gradients:
-    if out is None:
-        return Gradients()
-    if not isinstance(out, tuple) or len(out) != 3:
-        checks.fail(f"out is of type {type(out).__name__}, expected Gradients(dx, dw, db)", TypeError)
-    out = Gradients(*out)
-    for name in Gradients._fields:
-        if getattr(out, name) is not None and name not in needs:
-            checks.fail(f"out.{name} is given, but {name} is not in needs")
-    return out
-
-
-def _run_backward(
-    plan: Backward, x: Array, w: Array, dy: Array, results: dict[str, Array], accumulate: bool
+def run_backward(
+    make: Callable[..., Backward],
+    x: Any,
+    w: Any,
+    dy: Any,
+    needs: Any,
+    options: Options,
+    strategy: Any,
+    out: Any,
+    accumulate: Any,
 ) -> Gradients:
-    """Run the program of all gradients; those that have no place yet get one."""
-    for name in plan.needs:
-        if name not in results:
-            results[name] = arrays.empty(plan.shapes[name], plan.problem.dtype)
-    gradients = Gradients(results.get("dx"), results.get("dw"), results.get("db"))
-    if plan.problem.n:
-        plan.run(x, w, dy, *gradients, accumulate)
-    else:
-        for name in ("dw", "db"):
-            if name in results and not accumulate:
-                results[name][...] = 0
-    return gradients
+    """Check the arrays of a backward pass, and run the plan that ``make`` makes for them."""
+    needs = check_needs(needs)
+    x, w, dy = checks.as_input("x", x), checks.as_input("w", w), checks.as_input("dy", dy)
+    out = check_gradients(out, needs)
+    for name in ("dw", "db"):
+        if name in needs:
+            checks.check_accumulate(accumulate, getattr(out, name), f"out.{name}")
+    dtype = checks.common_dtype(x=x, w=w, dy=dy)
+    # All plans are made, or refused, before anything is written.
+    plan = _remembered(make, x.shape, w.shape, dtype, options, needs, strategy)
+    checks.check_dy(dy.shape, plan.dy, options.layout)
+    inputs = {"x": x, "w": w, "dy": dy}
+    results: dict[str, Array] = {}
+    for name in needs:
+        given = getattr(out, name)
+        if given is not None:
+            results[name] = result(f"out.{name}", given, plan.shapes[name], dtype, inputs)
+            inputs[f"out.{name}"] = given
+    x, w, dy = (checks.prepare(array, dtype, array.shape) for array in (x, w, dy))
+    return run_gradients(plan, x, w, dy, results, bool(accumulate))

@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from . import checks, choices
 from .checks import fail, words_of
+from .layouts import Form, Layout
 from .names import suggestion
 from .problem import ConvProblem, Pass, half
-from .program import ARRAYS, Call, Program, places
+from .program import ARRAYS, Call, Place, Program, places
 from .runtime import arrays, executor, jit, machine
 from .runtime.arrays import Array
-from .strategies import AUTO, REGISTRY, Wanted
+from .strategies import AUTO, HWIO, REGISTRY, Wanted
 from .strategies import half as halves
 from .strategies.bias import SERIAL, bias_steps, sum_pixels
+from .strategies.turning import with_images, with_weights
 
-__all__ = ["Backward", "Form", "Plan", "bias_program", "execute", "make_plan", "strategy_names"]
+__all__ = ["Backward", "Form", "Plan", "bias_program", "bias_program_of", "execute", "make_plan", "strategy_names"]
 
 Shape = tuple[int, ...]
-
-
-class Form(NamedTuple):
-    """The shapes that a caller's arrays have: batched, or one of the article's smaller forms."""
-
-    x: Shape
-    w: Shape
-    y: Shape
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Plan:
     reason : str
         Why this one.
     form : Form
-        The shapes of the arrays x (or dx), w (or dw) and y (or dy).
+        The shapes of the arrays x (or dx), w (or dw), y (or dy) and b, and how they lie.
     costs : tuple of (str, float)
         The candidates, and the cycles of one core that each is predicted to take.
     refused : tuple of (str, str)
@@ -94,9 +89,23 @@ class Plan:
         wanted = bias, accumulate, 1 if self._small else threads or machine.threads()
         found = self._programs.get(wanted)
         if found is None:
-            made = _program(self.strategy, self.problem, self.pass_, Wanted(*wanted))
-            found = self._programs[wanted] = replace(made, ran=((self.pass_, self.strategy),), problem=self.problem)
+            program = self.of_images_as_they_are(Wanted(*wanted))
+            found = self._programs[wanted] = _with_images(program, self.problem, self.form.layout)
         return found
+
+    def of_images_as_they_are(self, wanted: Wanted) -> Program:
+        """Return the program for images with their channels last, and weights in the plan's layout."""
+        weights, strategy = self.form.layout.weights, REGISTRY[self.strategy]
+        if weights == "HWIO" and self.strategy in HWIO:
+            weights, wanted = "OHWI", wanted._replace(weights="HWIO")
+        if half(self.problem.dtype) and jit.disabled():
+            program = halves.program_without_compiler(strategy, self.problem, self.pass_, wanted)
+        elif half(self.problem.dtype):
+            program = halves.program(strategy, REGISTRY["loop"], self.problem, self.pass_, wanted)
+        else:
+            program = strategy.program(self.problem, self.pass_, wanted)
+        program = replace(program, ran=((self.pass_, self.strategy),), problem=self.problem)
+        return with_weights(program, self.problem, weights, wanted)
 
     @property
     def workspace(self) -> int:
@@ -111,8 +120,7 @@ class Plan:
     @cached_property
     def _shapes(self) -> tuple[Shape, Shape, Shape, Shape]:
         """The shapes of the two operands, of a bias, and of the result."""
-        x, w, y = self.form
-        bias = (self.problem.d,) if len(w) == 4 else ()
+        x, w, y, bias, _ = self.form
         return {"forward": (x, w, bias, y), "weight_grad": (x, y, bias, w), "input_grad": (y, w, bias, x)}[self.pass_]
 
     def __call__(
@@ -149,6 +157,11 @@ class Plan:
         result = arrays.empty(self._shapes[3], self.problem.dtype)
         self.run(first, second, b, result)
         return result
+
+    @property
+    def result_shape(self) -> Shape:
+        """The shape of what comes out."""
+        return self._shapes[3]
 
     def _fits(self, first: Any, second: Any, b: Any) -> bool:
         """Whether these are arrays that can be used as they are."""
@@ -199,7 +212,7 @@ class Plan:
         elif self.pass_ == "weight_grad":
             executor.run(program, id(first), 0, 0, 0, id(second), 0, id(result), 0)
         else:
-            executor.run(program, 0, id(second), 0, 0, id(first), id(result), 0, 0)
+            executor.run(program, 0, id(second), 0 if b is None else id(b), 0, id(first), id(result), 0, 0)
 
     def __str__(self) -> str:
         problem = self.problem
@@ -207,12 +220,21 @@ class Plan:
             (
                 f"{self.pass_} of {problem}",
                 f"  strategy   {self.strategy}: {self.reason}",
+                *(f"  layout     {line}" for line in _layout_lines(self.form.layout)),
                 f"  work       {problem.flops / 1e9:.3g} GFLOP over {problem.bytes / 1e6:.3g} MB of x, w and y",
                 f"  workspace  {self.workspace / 2**20:.3g} MiB",
                 *(f"  candidate  {name}: {cost / 1e6:.3g} million cycles predicted" for name, cost in self.costs),
                 *(f"  refused    {name}: {refusal}" for name, refusal in self.refused),
             )
         )
+
+
+def _layout_lines(layout: Layout) -> tuple[str, ...]:
+    """Return what a plan prints of a layout that is not the usual one."""
+    if layout == Layout(dimensions=layout.dimensions):
+        return ()
+    turned = "; images are turned before and after, weights too" if layout.images != "NHWC" else ""
+    return (f"{layout}{turned}",)
 
 
 #: The arrays of each pass, in the order of `Plan.run`.
@@ -223,7 +245,9 @@ _OPERANDS: dict[Pass, tuple[str, ...]] = {
 }
 
 
+#: What a program calls the arrays x, w, dy, dx, dw and db of a convolution's gradients, and of a transposed one's.
 _BACKWARD = ("x", "w", "dy", "dx", "dw", "db")
+_TRANSPOSED = ("dy", "w", "x", "y", "dw", "db")
 
 
 def _named(pairs: Iterable[tuple[str, Array | None]]) -> dict[str, Array]:
@@ -239,20 +263,24 @@ def execute(program: Program, **named: Array) -> None:
 
 
 class Backward:
-    """All gradients that one call wants, as one program: dw and db together, then dx."""
+    """All gradients that one call wants, as one program: dw and db together, then dx.
 
-    def __init__(self, weight_grad: Plan, input_grad: Plan, needs: tuple[str, ...]) -> None:
-        self.weight_grad, self.input_grad, self.needs = weight_grad, input_grad, needs
+    Those of a transposed convolution come from the same passes: its x is the output of the convolution whose transpose
+    it is, and its dy that one's input. So dw is the weight gradient with x and dy exchanged, and dx a forward pass.
+    """
+
+    def __init__(self, weight_grad: Plan, input_grad: Plan, needs: tuple[str, ...], transposed: bool = False) -> None:
+        self.weight_grad, self.input_grad, self.needs, self.transposed = weight_grad, input_grad, needs, transposed
         self.problem, self.form = weight_grad.problem, weight_grad.form
-        bias = (self.problem.d,) if len(self.form.w) == 4 else ()
-        self.shapes: dict[str, Shape] = {"dx": self.form.x, "dw": self.form.w, "db": bias}
+        self.x, self.dy = (self.form.y, self.form.x) if transposed else (self.form.x, self.form.y)
+        self.shapes: dict[str, Shape] = {"dx": self.x, "dw": self.form.w, "db": self.form.b}
         self._programs: dict[tuple[bool, int], Program] = {}
 
     def fits(self, x: Any, w: Any, dy: Any) -> bool:
         """Whether these are arrays that can be used as they are; x and w are of the plan's shapes."""
         dtype = self.problem.dtype
         return (
-            dy.shape == self.form.y
+            dy.shape == self.dy
             and x.dtype is dtype
             and w.dtype is dtype
             and dy.dtype is dtype
@@ -264,7 +292,9 @@ class Backward:
     def run(self, x: Array, w: Array, dy: Array, dx: Any, dw: Any, db: Any, accumulate: bool = False) -> None:
         """Run on arrays that are as programs want them; of the gradients, those that are not needed are None."""
         program = self.program(accumulate)
-        if program.native:
+        if self.transposed:
+            execute(program, **_named(zip(_TRANSPOSED, (x, w, dy, dx, dw, db), strict=True)))
+        elif program.native:
             executor.run(
                 program,
                 id(x),
@@ -284,32 +314,37 @@ class Backward:
         workers = 1 if self.weight_grad._small else threads or machine.threads()
         found = self._programs.get((accumulate, workers))
         if found is None:
-            found = self._programs[accumulate, workers] = Program.joined(self._parts(accumulate, workers))
+            program = Program.joined(self._parts(accumulate, workers))
+            found = self._programs[accumulate, workers] = _with_images(program, self.problem, self.form.layout)
         return found
 
     def _parts(self, accumulate: bool, workers: int) -> Iterable[Program]:
+        together = "dw" in self.needs and "db" in self.needs and not self.transposed
         if "dw" in self.needs:
-            yield self.weight_grad.program("db" in self.needs, accumulate, workers)
-        elif "db" in self.needs:
-            n, oh, ow, d = self.problem.y_shape
-            yield bias_program(n * oh * ow, d, self.problem.dtype, accumulate)
+            yield self.weight_grad.of_images_as_they_are(Wanted(together, accumulate, workers))
+        if "db" in self.needs and not together:
+            shape = self.problem.x_shape if self.transposed else self.problem.y_shape
+            program = bias_program_of(shape, self.problem.dtype, accumulate)
+            yield program.moved({"dy": Place("x")}) if self.transposed else program
         if "dx" in self.needs:
-            yield self.input_grad.program(threads=workers)
+            yield self.input_grad.of_images_as_they_are(Wanted(workers=workers))
 
 
-def _program(name: str, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
-    strategy = REGISTRY[name]
-    if half(problem.dtype) and jit.disabled():
-        return halves.program_without_compiler(strategy, problem, pass_, wanted)
-    if half(problem.dtype):
-        return halves.program(strategy, REGISTRY["loop"], problem, pass_, wanted)
-    return strategy.program(problem, pass_, wanted)
+def _with_images(program: Program, problem: ConvProblem, layout: Layout) -> Program:
+    x, y = problem.x_shape, problem.y_shape
+    return with_images(program, {"x": x, "dx": x, "dy": y, "y": y}, layout.images, problem.dtype.itemsize)
 
 
 def bias_program(pixels: int, d: int, dtype: np.dtype[Any], accumulate: bool) -> Program:
     """Return the bias gradient alone: the sum of ``dy (pixels, d)`` over its pixels."""
     workers = 1 if pixels * d < SERIAL or half(dtype) else machine.threads()
     return _bias_program(pixels, d, dtype, accumulate, workers)
+
+
+def bias_program_of(shape: Shape, dtype: np.dtype[Any], accumulate: bool, images: str = "NHWC") -> Program:
+    """Return the bias gradient alone, for ``dy (n, oh, ow, d)`` that lies as this layout says."""
+    program = bias_program(math.prod(shape[:3]), shape[3], dtype, accumulate)
+    return with_images(program, {"dy": shape}, images, dtype.itemsize)
 
 
 @lru_cache(maxsize=1024)
@@ -390,7 +425,7 @@ def make_plan(problem: ConvProblem, pass_: Pass, strategy: object, form: Form | 
         second = min((n for n in costs if n != name), key=lambda n: costs[n])
         reason = f"its predicted cost is {costs[name] / max(costs[second], 1):.2f} of that of {second}"
     refused = tuple((n, refusal) for n, refusal in refusals.items() if refusal is not None)
-    form = form or Form(problem.x_shape, problem.w_shape, problem.y_shape)
+    form = form or Form(problem.x_shape, problem.w_shape, problem.y_shape, (problem.d,))
     return Plan(pass_, problem, name, reason, form, tuple(costs.items()), refused)
 
 

@@ -170,7 +170,7 @@ class ConvProblem:
         o0 = min(max(o0, 0), self.oh - 1)
         o1 = max(min((i1 - 1 + top) // stride + 1, self.oh), o0 + 1)
         before = top + i0 - o0 * stride
-        after = max(0, (o1 - o0 - 1) * stride + reach + 1 - before - (i1 - i0))
+        after = (o1 - o0 - 1) * stride + reach + 1 - before - (i1 - i0)  # less than zero: rows that y does not read
         return self._strip((n0, n1), (i0, i1), (o0, o1), (before, after))
 
     def _strip(self, n: tuple[int, int], i: tuple[int, int], o: tuple[int, int], rows: tuple[int, int]) -> Strip:

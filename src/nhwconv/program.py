@@ -269,6 +269,6 @@ def calls(
     }
     operands = arrays[pass_]
     if bias:
-        operands["b" if pass_ == "forward" else "db"] = (problem.d,)
+        operands["db" if pass_ == "weight_grad" else "b"] = (problem.c if pass_ == "input_grad" else problem.d,)
     step = Call(function, places(*operands), tuple(operands.values()), problem.dtype, cycles)
     return Program((step,), extra=extra)

@@ -15,7 +15,7 @@ from ..runtime.jit import Body, ceil_div, device
 from ..runtime.records import Record, record
 from .simd import at, copy, fill_zero, integers, numbers, transpose
 
-__all__ = ["Packing", "pack_columns", "pack_rows", "packed_size"]
+__all__ = ["Packing", "pack", "pack_columns", "pack_rows", "packed_size"]
 
 
 class Packing(Record):
@@ -63,6 +63,11 @@ def _panel_of_task(g, task, WIDTH, LANES):
     source = g.w_0 + group * g.w_g + j * g.w_j + tap // g.Q * g.w_r + tap % g.Q * g.w_q
     target = g.packed_0 + (group * padded + j) * depth + tap * g.steps * width
     return j, source, target, width
+
+
+def pack(backward: bool, weights: str, width: int, lanes: int, itemsize: int) -> Body:
+    """Return the body for weights that lie so, and whose channels of y (or of x, backwards) are the columns."""
+    return (pack_rows if backward != (weights == "HWIO") else pack_columns)(width, lanes, itemsize)
 
 
 @cache

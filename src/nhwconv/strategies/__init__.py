@@ -14,9 +14,12 @@ from .plain import Plain
 from .tensordot import Tensordot
 from .winograd import Winograd
 
-__all__ = ["AUTO", "REGISTRY", "Strategy", "Wanted"]
+__all__ = ["AUTO", "HWIO", "REGISTRY", "Strategy", "Wanted"]
 
 REGISTRY: dict[str, Strategy] = {s.name: s for s in (Depthwise(), Loop(), Winograd(), Im2col(), Plain(), Tensordot())}
 
 #: What "auto" chooses from: strategies whose bits depend on nothing but the problem and the CPU model.
 AUTO: tuple[str, ...] = ("depthwise", "loop", "winograd")
+
+#: Strategies that take weights as "HWIO"; for others, the planner has them turned.
+HWIO: tuple[str, ...] = ("loop", "winograd")

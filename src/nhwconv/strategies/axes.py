@@ -21,6 +21,7 @@ __all__ = [
     "packings",
     "phases",
     "tap_phases",
+    "weight_strides",
 ]
 
 
@@ -153,23 +154,29 @@ def correlation_fields(problem: ConvProblem, rows: Axis, columns: Axis, backward
     )  # fmt: skip
 
 
+def weight_strides(problem: ConvProblem, weights: str) -> tuple[int, int, int, int]:
+    """Return how far it is in w, in elements, from one kernel, row, column and channel of it to the next."""
+    if weights == "HWIO":
+        return 1, problem.kw * problem.cg * problem.d, problem.cg * problem.d, problem.d
+    return problem.kh * problem.kw * problem.cg, problem.kw * problem.cg, problem.cg, 1
+
+
 def packings(
-    problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, width: int, lanes: int
+    problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, width: int, lanes: int, weights: str = "OHWI"
 ) -> tuple[list[Packing], int, list[int]]:
     """Return how the weights of each phase are packed, one behind the other, in panels of `width` columns.
 
     Also the tasks of all of them, and where the packed weights of each begin, and the last end.
     """
-    row, tap = problem.kw * problem.cg, problem.cg
-    w_d = problem.kh * row
+    d, row, tap, c = weight_strides(problem, weights)
     cg, dg = (problem.dg, problem.cg) if backward else (problem.cg, problem.dg)
     records, tasks, ends = [], 0, [0]
     for rows, columns in phases:
         records.append(
             Packing(
                 records=len(phases), first_task=tasks, groups=problem.groups, columns=dg, steps=cg,
-                R=rows.taps, Q=columns.taps, w_0=rows.first_tap * row + columns.first_tap * tap, w_g=problem.dg * w_d,
-                w_j=1 if backward else w_d, w_k=w_d if backward else 1,
+                R=rows.taps, Q=columns.taps, w_0=rows.first_tap * row + columns.first_tap * tap, w_g=problem.dg * d,
+                w_j=c if backward else d, w_k=d if backward else c,
                 w_r=rows.tap_step * row, w_q=columns.tap_step * tap, packed_0=ends[-1],
             )
         )  # fmt: skip

@@ -16,16 +16,21 @@ class Wanted(NamedTuple):
     Attributes
     ----------
     bias : bool
-        A forward pass adds ``b``; a weight gradient makes ``db`` as well.
+        A forward pass or an input gradient adds ``b``, one number for each channel of its result; a weight gradient
+        makes ``db`` as well.
     accumulate : bool
         A weight gradient is added to what ``dw`` and ``db`` hold.
     workers : int
         The threads that may be used. Bits do not depend on them.
+    weights : str
+        How w and dw lie: "OHWI", or "HWIO" where the registry says that a strategy takes these. Bits do not depend on
+        it.
     """
 
     bias: bool = False
     accumulate: bool = False
     workers: int = 1
+    weights: str = "OHWI"
 
 
 class Strategy(Protocol):
@@ -48,7 +53,8 @@ class Strategy(Protocol):
         """Return the program of a pass.
 
         It reads ``x, w`` and ``b`` and writes ``y`` (forward), reads ``x`` and ``dy`` and writes ``dw`` and ``db``
-        (weight_grad), or reads ``dy`` and ``w`` and writes ``dx`` (input_grad). Its cycles are what the planner
-        compares: predicted from the problem, never from the clock.
+        (weight_grad), or reads ``dy``, ``w`` and ``b`` and writes ``dx`` (input_grad, whose bias is that of a
+        transposed convolution). Its cycles are what the planner compares: predicted from the problem, never from the
+        clock.
         """
         ...

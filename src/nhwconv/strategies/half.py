@@ -207,7 +207,7 @@ def program(strategy: Strategy, fallback: Strategy, problem: ConvProblem, pass_:
     single = replace(problem, dtype=_FLOAT32)
     strips = list(single.strips(pass_, STRIP))
     made: dict[ConvProblem, Program] = {}
-    inner = Wanted(wanted.bias and pass_ == "forward", pass_ == "weight_grad", wanted.workers)
+    inner = Wanted(wanted.bias and pass_ != "weight_grad", pass_ == "weight_grad", wanted.workers, wanted.weights)
     for strip in strips:
         if strip.problem not in made:
             able = strategy if strategy.supports(strip.problem, pass_) is None else fallback
@@ -254,10 +254,11 @@ def _correlation(
 ) -> Iterator[AnyStep]:
     """Yield the steps of a forward pass, or of an input gradient."""
     name, forward = problem.dtype.name, pass_ == "forward"
-    weights, bias = Part(4 * math.prod(problem.w_shape), "w"), Part(4 * problem.d, "b")
+    channels = problem.d if forward else problem.c
+    weights, bias = Part(4 * math.prod(problem.w_shape), "w"), Part(4 * channels, "b")
     yield _step(widen(name), math.prod(problem.w_shape), "w", weights)
-    if forward and wanted.bias:
-        yield _step(widen(name), problem.d, "b", bias)
+    if wanted.bias:
+        yield _step(widen(name), channels, "b", bias)
     x, y = _strip_parts(problem, strips, "x" if forward else "dx", "y" if forward else "dy")
     new = {x.array: Place(x.part), y.array: Place(y.part), "w": Place(weights), "b": Place(bias)}
     for strip in strips:

@@ -15,7 +15,7 @@ from numba import prange
 
 from ..problem import ConvProblem, Pass
 from ..program import Program, calls
-from ..runtime.arrays import Array
+from ..runtime.arrays import Array, values_are_data
 from ..runtime.executor import launch
 from ..runtime.jit import compiled
 from .base import Wanted
@@ -113,6 +113,7 @@ def _forward(problem: ConvProblem, wanted: Wanted, x: Array, w: Array, y: Array,
     _loop("forward", problem, wanted, x, w, y)
 
 
+@values_are_data
 def _weight_grad(problem: ConvProblem, wanted: Wanted, x: Array, dy: Array, dw: Array, db: Array | None = None) -> None:
     if not wanted.accumulate:
         dw[...] = 0
@@ -121,8 +122,8 @@ def _weight_grad(problem: ConvProblem, wanted: Wanted, x: Array, dy: Array, dw: 
     _loop("weight_grad", problem, wanted, x, dy, dw)
 
 
-def _input_grad(problem: ConvProblem, wanted: Wanted, dy: Array, w: Array, dx: Array) -> None:
-    dx[...] = 0
+def _input_grad(problem: ConvProblem, wanted: Wanted, dy: Array, w: Array, dx: Array, b: Array | None = None) -> None:
+    dx[...] = 0 if b is None else b
     _loop("input_grad", problem, wanted, dy, w, dx)
 
 

@@ -80,13 +80,15 @@ def _weight_grad(
 
 
 @values_are_data
-def _input_grad(problem: ConvProblem, dy: Array, w: Array, dx: Array) -> None:
+def _input_grad(problem: ConvProblem, dy: Array, w: Array, dx: Array, b: Array | None = None) -> None:
     """Each window of dx receives ``dy . w[:, h, v, :]``: the forward pass read backwards."""
     (top, _), (left, _) = problem.padding
     padded = _pad(problem, np.zeros_like(dx))
     for g, h, v, window in _windows(problem):
         padded[window] += np.tensordot(dy[..., g.d], w[g.d, h, v, :], ([3], [0]))
     dx[...] = padded[:, top : top + problem.h, left : left + problem.w, :]
+    if b is not None:
+        dx += b
 
 
 class _Group:
@@ -98,7 +100,8 @@ class _Group:
 
 
 def _pad(problem: ConvProblem, x: Array) -> Array:
-    return np.pad(x, ((0, 0), *problem.padding, (0, 0)))
+    rows, columns = ((before, max(after, 0)) for before, after in problem.padding)
+    return np.pad(x, ((0, 0), rows, columns, (0, 0)))
 
 
 def _windows(problem: ConvProblem) -> Iterator[tuple[_Group, int, int, tuple[slice, ...]]]:

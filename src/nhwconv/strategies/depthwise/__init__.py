@@ -37,7 +37,7 @@ class Depthwise:
         if pass_ == "forward":
             steps = correlate_steps(problem, [forward_axes(problem)], False, wanted.bias)
         elif pass_ == "input_grad":
-            steps = correlate_steps(problem, input_grad_axes(problem), True, False)
+            steps = correlate_steps(problem, input_grad_axes(problem), True, wanted.bias)
         else:
             steps = weight_grad_steps(problem, wanted)
         return Program(tuple(steps), wanted.workers)

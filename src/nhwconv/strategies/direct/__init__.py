@@ -15,6 +15,7 @@ from ...program import Program, Step
 from ...runtime import machine
 from ..axes import Axis, forward_axes, input_grad_axes
 from ..base import Wanted
+from ..turning import with_weights
 from .correlate import correlate_step
 from .narrow import narrow_steps
 from .weight_grad import weight_grad_steps
@@ -39,6 +40,10 @@ class Loop:
             steps = _correlations(problem, [forward_axes(problem)], False, wanted)
         elif pass_ == "input_grad":
             steps = _correlations(problem, input_grad_axes(problem), True, wanted)
+        elif problem.groups > 1:
+            # Parts have the channels of a group together, and weights as "HWIO" those of all groups.
+            steps = weight_grad_steps(problem, wanted._replace(weights="OHWI"))
+            return with_weights(Program(tuple(steps), wanted.workers), problem, wanted.weights, wanted)
         else:
             steps = weight_grad_steps(problem, wanted)
         return Program(tuple(steps), wanted.workers)
@@ -51,9 +56,5 @@ def _correlations(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backwar
     # Where channels of y are few, pixels go on the vectors, for all phases at once.
     few = channels < lanes and all(columns.stride == 1 for _, columns in phases)
     if few and max(columns.out for _, columns in phases) >= lanes // 2:
-        return narrow_steps(problem, phases, backward, wanted.bias, wanted.workers)
-    return [
-        step
-        for rows, columns in phases
-        for step in correlate_step(problem, rows, columns, backward, wanted.bias, wanted.workers)
-    ]
+        return narrow_steps(problem, phases, backward, wanted)
+    return [step for rows, columns in phases for step in correlate_step(problem, rows, columns, backward, wanted)]

@@ -14,8 +14,8 @@ from functools import cache
 from typing import NamedTuple
 
 from ...codegen.native import Pointer
-from ...codegen.packing import pack_columns, pack_rows
-from ...codegen.simd import at, fill_zero, integers, numbers
+from ...codegen.packing import pack
+from ...codegen.simd import at, copy, fill_zero, integers, numbers
 from ...codegen.tile import Operand, Prefetch, Rows, Sum, cycles, panel_tile, tile_product, tile_shape
 from ...problem import ConvProblem
 from ...program import Part, Step, places
@@ -23,6 +23,7 @@ from ...runtime import arrays, machine
 from ...runtime.jit import Body, ceil_div, device
 from ...runtime.records import record
 from ..axes import Axis, Correlation, correlation_fields, packings
+from ..base import Wanted
 from ..blocking import equal_blocks, inside
 from .constants import CUT
 from .gather import Gathered, gather_block
@@ -72,13 +73,15 @@ def collide(pixel: int, problem: ConvProblem) -> bool:
     return rows * math.gcd(pixel * problem.dtype.itemsize, CUT.l1_way) > CUT.l1_ways * CUT.l1_way
 
 
-def pack_step(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool) -> tuple[Step, Part, list[int]]:
+def pack_step(
+    problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, weights: str
+) -> tuple[Step, Part, list[int]]:
     """Return the step that packs w for these phases, where it packs them, and where each phase begins."""
     itemsize = problem.dtype.itemsize
     _, nr, lanes = tile_shape(itemsize)
-    records, tasks, ends = packings(problem, phases, backward, nr * lanes, lanes)
+    records, tasks, ends = packings(problem, phases, backward, nr * lanes, lanes, weights)
     packed = Part(ends[-1] * itemsize, "packed weights")
-    body = (pack_rows if backward else pack_columns)(nr * lanes, lanes, itemsize)
+    body = pack(backward, weights, nr * lanes, lanes, itemsize)
     return Step(body, tuple(records), tasks, places("w", packed)), packed, ends
 
 
@@ -109,11 +112,9 @@ def _gathering(problem: ConvProblem, rows: Axis, columns: Axis, fields: dict[str
     return {"gather": gather, "step_h": step_h, "step_w": step_w, "pixel": pixel}
 
 
-def correlate_step(
-    problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool, workers: int
-) -> list[Step]:
+def correlate_step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, wanted: Wanted) -> list[Step]:
     """Return the steps of a correlation with channels on the vectors: its packing, and itself."""
-    pack, packed, _ = pack_step(problem, [(rows, columns)], backward)
+    packing, packed, _ = pack_step(problem, [(rows, columns)], backward, wanted.weights)
     itemsize = problem.dtype.itemsize
     shape = mr, nr, lanes = tile_shape(itemsize)
     fields = correlation_fields(problem, rows, columns, backward)
@@ -145,15 +146,17 @@ def correlate_step(
     geometry = Correlate(
         **fields, **gathering, **sums, R=rows.taps, Q=columns.taps, stride_h=rows.stride, stride_w=columns.stride,
         block_p=block_p, block_q=block_q, block_d=block_d, d_first=weights_again < x_again, merged=merged,
-        blocks_d=blocks_d, blocks=blocks * groups, add_bias=bias, scratch=scratch,
+        blocks_d=blocks_d, blocks=blocks * groups, add_bias=wanted.bias, scratch=scratch,
         stream=n * fields["y_n"] * itemsize >= machine.STREAM_BYTES,
         tile=panel_tile(problem.dtype.name, mr, nr),
     )  # fmt: skip
-    parts = Part(scratch * itemsize * workers), Part(_STATE * workers, "what is gathered")
-    operands = places("dy" if backward else "x", packed, "b" if bias else packed, "dx" if backward else "y", *parts)
+    parts = Part(scratch * itemsize * wanted.workers), Part(_STATE * wanted.workers, "what is gathered")
+    operands = places(
+        "dy" if backward else "x", packed, "b" if wanted.bias else packed, "dx" if backward else "y", *parts
+    )
     price = n * groups * p * cycles(q, dg, taps * cg, shape)
     step = Step(correlate(mr, nr, lanes, itemsize), (geometry,), blocks * groups * blocks_d, operands, price)
-    return [pack, step] if pack.tasks else [step]
+    return [packing, step] if packing.tasks else [step]
 
 
 # ------------------------------------------------------------------------------------------------- body
@@ -199,12 +202,16 @@ def _block_of_task(g, task):
 
 
 @device
-def _fill(g, block, y):
-    """Without taps, the phase of an input gradient that nothing flows to is zero."""
+def _fill(g, block, bias, y):
+    """Without taps, the phase of an input gradient that nothing flows to is zero, or the bias."""
+    channel, channels = block.group * g.dg + block.d_0, block.d_1 - block.d_0
     for p in range(block.p_0, block.p_1):
         for q in range(block.q_0, block.q_1):
-            pixel = g.y_0 + block.n * g.y_n + p * g.y_p + q * g.y_q
-            fill_zero(at(y, pixel + block.group * g.dg + block.d_0), block.d_1 - block.d_0)
+            pixel = at(y, g.y_0 + block.n * g.y_n + p * g.y_p + q * g.y_q + channel)
+            if g.add_bias:
+                copy(pixel, at(bias, channel), channels)
+            else:
+                fill_zero(pixel, channels)
 
 
 @device
@@ -304,7 +311,7 @@ def correlate(MR: int, NR: int, LANES: int, ITEMSIZE: int) -> Body:
             held[0] = -1
         block = _block_of_task(g, task)
         if g.R * g.Q * g.cg == 0:
-            _fill(g, block, y)
+            _fill(g, block, bias, y)
             return
         source = _source_of_block(g, block, x, scratch, held)
         # Where a tile's pixels are one run of memory, the first panel brings the next tile's.

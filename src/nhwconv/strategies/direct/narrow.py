@@ -30,6 +30,7 @@ from ...runtime import arrays, machine
 from ...runtime.jit import Body, ceil_div, device
 from ...runtime.records import record
 from ..axes import Axis, correlation_fields
+from ..base import Wanted
 from ..blocking import equal_blocks, inside
 from .constants import CUT
 from .correlate import Taps, pack_step, sum_blocks
@@ -88,9 +89,7 @@ def _copy_fields(
     }  # fmt: skip
 
 
-def narrow_steps(
-    problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, bias: bool, workers: int
-) -> list[Step]:
+def narrow_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, wanted: Wanted) -> list[Step]:
     """Return the steps of the correlations of all phases: their packing, and themselves."""
     itemsize = problem.dtype.itemsize
     lanes = machine.lanes(itemsize)
@@ -99,10 +98,10 @@ def narrow_steps(
     p, q = max(side["p"] for side in fields), max(side["q"] for side in fields)
     mr, nr, _ = _tile(itemsize, dg, q, max(rows.taps * columns.taps * cg for rows, columns in phases))
     shared = _copy_fields(problem, phases, p, q, cg, dg)
-    pack, packed, ends = pack_step(problem, phases, backward)
+    pack, packed, ends = pack_step(problem, phases, backward, wanted.weights)
     records = [
         Narrow(
-            **side, **shared, **sum_blocks(rows.taps, columns.taps, cg), phases=len(phases), add_bias=bias,
+            **side, **shared, **sum_blocks(rows.taps, columns.taps, cg), phases=len(phases), add_bias=wanted.bias,
             tile=column_tile(problem.dtype.name, mr, nr), width=nr * lanes, R=rows.taps, Q=columns.taps, packed_0=first,
         )
         for side, (rows, columns), first in zip(fields, phases, ends[:-1], strict=True)
@@ -111,8 +110,10 @@ def narrow_steps(
     for side, (rows, columns) in zip(fields, phases, strict=True):
         row = _tile(itemsize, dg, side["q"], rows.taps * columns.taps * cg)[2]
         price += n * groups * side["p"] * (row + side["q"] * dg)  # and y turned
-    scratch = Part(shared["scratch"] * itemsize * workers)
-    operands = places("dy" if backward else "x", packed, "b" if bias else packed, "dx" if backward else "y", scratch)
+    scratch = Part(shared["scratch"] * itemsize * wanted.workers)
+    operands = places(
+        "dy" if backward else "x", packed, "b" if wanted.bias else packed, "dx" if backward else "y", scratch
+    )
     tasks = n * groups * math.ceil(p / shared["block_p"])
     step = Step(correlate_narrow(lanes, itemsize), tuple(records), tasks, operands, price)
     return [pack, step] if pack.tasks else [step]

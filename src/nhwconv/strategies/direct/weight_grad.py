@@ -107,8 +107,8 @@ def _blocks(problem: ConvProblem, slices: int) -> tuple[int, int, int]:
     )
 
 
-def _geometry(problem: ConvProblem, wanted: Wanted) -> WeightGrad:
-    """Describe the product."""
+def _geometry(problem: ConvProblem, wanted: Wanted) -> tuple[WeightGrad, bool]:
+    """Describe the product; say whether its only part is dw itself."""
     itemsize = problem.dtype.itemsize
     shape = mr, nr, lanes = tile_shape(itemsize)
     rows, columns = forward_axes(problem)
@@ -125,6 +125,9 @@ def _geometry(problem: ConvProblem, wanted: Wanted) -> WeightGrad:
     run = problem.kw * cg if merged else block_k
     dy_rows, x_rows = (cycles(*sides, CUT.block_pixels, shape) for sides in ((dg, run), (run, dg)))
     swap = x_rows < CUT.swap * dy_rows
+    straight = slices == 1 and not swap
+    if straight and wanted.weights == "HWIO":
+        swap = True  # which is how dw lies; sums are the same, with the factors of their products exchanged
     gather_dy = block_d < dg
     block_q = equal_blocks(q, math.ceil(q / CUT.block_pixels))
     per_slice = math.ceil(lines / slices)
@@ -140,15 +143,16 @@ def _geometry(problem: ConvProblem, wanted: Wanted) -> WeightGrad:
     # beside the sums.
     ahead = rows.stride == columns.stride == 1 and not collide(problem.c, problem)
     ahead = ahead and block_r * problem.kw * block_k * block_d * itemsize <= CUT.task_bytes
-    return WeightGrad(
+    g = WeightGrad(
         **sizes, groups=groups, c=problem.c, cg=cg, dg=dg, R=problem.kh, Q=problem.kw,
         stride_h=rows.stride, stride_w=columns.stride, dilation_h=rows.dilation, dilation_w=columns.dilation,
         top=rows.before, left=columns.before, slices=slices, block_p=block_p, block_q=block_q, block_r=block_r,
         block_d=block_d, block_k=block_k, gather=gather, step_h=step_h, step_w=step_w, pixel=block_k, s_dy=s_dy,
         scratch=arrays.apart(s_dy + scratch_dy, itemsize), merged=merged, gather_dy=gather_dy, ahead=ahead, swap=swap,
-        accumulate=wanted.accumulate and slices == 1 and not swap, part=part, make_bias=wanted.bias,
+        accumulate=wanted.accumulate and straight, part=part, make_bias=wanted.bias,
         tile=column_tile(problem.dtype.name, mr, nr),
     )  # fmt: skip
+    return g, straight
 
 
 def _price(g: WeightGrad, itemsize: int) -> float:
@@ -164,9 +168,8 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     """Return the product and, where its parts are not dw itself, their sum; with a bias, the sums of dy as well."""
     itemsize = problem.dtype.itemsize
     mr, nr, lanes = tile_shape(itemsize)
-    g = _geometry(problem, wanted)
-    direct = g.slices == 1 and not g.swap
-    parts = "dw" if direct else Part(g.slices * g.part * itemsize, "parts of dw")
+    g, straight = _geometry(problem, wanted)
+    parts = "dw" if straight else Part(g.slices * g.part * itemsize, "parts of dw")
     scratch = Part(g.scratch * itemsize * wanted.workers)
     sums = Part(g.slices * problem.d * itemsize if wanted.bias else 0, "parts of db")
     blocks = math.ceil(problem.kh / g.block_r) * math.ceil(g.dg / g.block_d) * math.ceil(g.cg / g.block_k)
@@ -176,7 +179,7 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     if wanted.bias:
         steps.append(sum_slices(problem, g.slices, sums, wanted.accumulate))
     if not isinstance(parts, str):
-        steps.append(sum_parts_step(problem, g.slices, g.groups, g.swap, parts, wanted.accumulate))
+        steps.append(sum_parts_step(problem, g.slices, g.groups, g.swap, parts, wanted))
     return steps
 
 
@@ -379,23 +382,29 @@ def weight_grad(MR: int, WIDTH: int, LINE: int, ITEMSIZE: int) -> Body:
 
 
 class SumParts(Record):
-    """Slices of `part` numbers; where `swap`, each is (groups, depth, dg) and dw is (groups, dg, depth)."""
+    """Slices of `part` numbers, each (groups, dg, depth), or (groups, depth, dg) where `swap`.
+
+    dw is (groups, dg, depth), or as "HWIO" (depth, d): with one group then, or without `swap`.
+    """
 
     slices: int
     part: int
     depth: int
+    d: int  #: channels of y, all and of a group
     dg: int
     swap: int
     accumulate: int
 
 
-def sum_parts_step(problem: ConvProblem, slices: int, groups: int, swap: int, parts: Part, accumulate: bool) -> Step:
+def sum_parts_step(problem: ConvProblem, slices: int, groups: int, swap: int, parts: Part, wanted: Wanted) -> Step:
     """Return the step that adds the parts of all slices into dw."""
-    part = math.prod(problem.w_shape)
+    part, d = math.prod(problem.w_shape), problem.d
     g = SumParts(
-        slices=slices, part=part, depth=part // problem.d, dg=problem.d // groups, swap=swap, accumulate=accumulate
+        slices=slices, part=part, depth=part // d, d=d, dg=d // groups, swap=swap, accumulate=wanted.accumulate
     )
-    return Step(sum_parts(problem.dtype.itemsize), (g,), problem.d, places(parts, "dw"))
+    if wanted.weights == "HWIO":
+        return Step(sum_parts_hwio(problem.dtype.itemsize), (g,), ceil_div(d, COLUMNS), places(parts, "dw"))
+    return Step(sum_parts(problem.dtype.itemsize), (g,), d, places(parts, "dw"))
 
 
 @cache
@@ -420,3 +429,29 @@ def sum_parts(ITEMSIZE: int) -> Body:
                     row[k] += part[start + k]
 
     return Body(sum_parts)
+
+
+#: Channels of y of a task where dw has these side by side: some cache lines.
+COLUMNS = 32
+
+
+@cache
+def sum_parts_hwio(ITEMSIZE: int) -> Body:
+    """Make the body that adds the parts of all slices, in order, to dw as "HWIO"; a task is some channels of y."""
+
+    def sum_parts_hwio(operands, geometry, worker, task, fresh):
+        g = record(geometry, 0, SumParts)
+        table = integers(operands)
+        j_0 = task * COLUMNS
+        width = min(COLUMNS, g.d - j_0)
+        for k in range(g.depth):
+            row = at(numbers(table[1], ITEMSIZE), k * g.d + j_0)
+            if not g.accumulate:
+                fill_zero(row, width)
+            for piece in range(g.slices):
+                part = at(numbers(table[0], ITEMSIZE), piece * g.part)
+                s_k, s_j = (g.d, 1) if g.swap else (1, g.depth)
+                for j in range(width):
+                    row[j] += part[k * s_k + (j_0 + j) * s_j]
+
+    return Body(sum_parts_hwio)

@@ -82,13 +82,13 @@ def _call(
     return Call(function, places(*sources), shapes, problem.dtype, cycles)  # type: ignore[arg-type]
 
 
-def _patches(problem: ConvProblem, whole: ConvProblem, g: int) -> Patches:
+def _patches(problem: ConvProblem, pitch: int, g: int, bias: bool) -> Patches:
     (top, _), (left, _) = problem.padding
     return Patches(
-        n=problem.n, h=problem.h, w=problem.w, c=problem.c, image=whole.h * whole.w * whole.c,
-        c_0=g * problem.cg, cg=problem.cg,
+        n=problem.n, pitch=pitch, h=problem.h, w=problem.w, c=problem.c, c_0=g * problem.cg, cg=problem.cg,
         p=problem.oh, q=problem.ow, R=problem.kh, Q=problem.kw, stride_h=problem.stride[0], stride_w=problem.stride[1],
         dilation_h=problem.dilation[0], dilation_w=problem.dilation[1], top=top, left=left,
+        add_bias=bias,
     )  # fmt: skip
 
 
@@ -97,13 +97,14 @@ def _block_steps(whole: ConvProblem, pass_: Pass, bias: bool, block: Strip, g: i
     problem, itemsize = block.problem, whole.dtype.itemsize
     moved = 2 * _pixels(problem) * _depth(problem) * itemsize / machine.BYTES_A_CYCLE
     price = problem.flops / machine.flops_a_cycle(itemsize) / problem.groups + moved
-    g_patches = (_patches(problem, whole, g),)
+    g_patches = (_patches(problem, whole.h, g, bias),)
     x_at = ((block.x[0].start * whole.h) + block.x[1].start) * whole.w * whole.c * itemsize
     rows: tuple[str | Part, tuple[int, ...]] = (patches, (_pixels(problem), _depth(problem)))
     w, y, dy = ("w", whole.w_shape), ("y", whole.y_shape), ("dy", whole.y_shape)
     if pass_ == "input_grad":
         yield _call(partial(_input_grad, whole, block, g), whole, [dy, w, rows], price)
-        yield Step(col2im(itemsize), g_patches, problem.n * problem.h, places(patches, Place("dx", x_at)))
+        operands = places(patches, Place("dx", x_at), "b" if bias else patches)
+        yield Step(col2im(itemsize), g_patches, problem.n * problem.h, operands)
         return
     yield Step(im2col(itemsize), g_patches, problem.n * problem.oh, places(Place("x", x_at), patches))
     if pass_ == "forward":

@@ -17,11 +17,11 @@ __all__ = ["Patches", "col2im", "im2col"]
 class Patches(Record):
     """The patches of some images, for one group."""
 
-    n: int  #: images; rows, columns and channels of x
+    n: int  #: images, and rows from one to the next; rows, columns and channels of x
+    pitch: int
     h: int
     w: int
     c: int
-    image: int  #: from one image of x to the next, in elements: a strip may have only some rows of each
     c_0: int  #: the first channel of the group, and the channels of it
     cg: int
     p: int  #: rows and columns of outputs
@@ -34,6 +34,7 @@ class Patches(Record):
     dilation_w: int
     top: int
     left: int
+    add_bias: int  #: whether pixels that patches are summed into start from a bias
 
 
 @cache
@@ -52,7 +53,7 @@ def im2col(ITEMSIZE: int) -> Body:
                 for s in range(g.Q):
                     j = q * g.stride_w - g.left + s * g.dilation_w
                     if 0 <= i < g.h and 0 <= j < g.w:
-                        copy(target, at(x, n * g.image + (i * g.w + j) * g.c + g.c_0), g.cg)
+                        copy(target, at(x, ((n * g.pitch + i) * g.w + j) * g.c + g.c_0), g.cg)
                     else:
                         fill_zero(target, g.cg)
                     target = at(target, g.cg)
@@ -62,16 +63,22 @@ def im2col(ITEMSIZE: int) -> Body:
 
 @cache
 def col2im(ITEMSIZE: int) -> Body:
-    """Make the body that sums patches into x; it takes them and it. A task is one row of x, each pixel written once."""
+    """Make the body that sums patches into x; it takes them, it and the bias.
+
+    A task is one row of x, each pixel written once.
+    """
 
     def col2im(operands, geometry, worker, task, fresh):
         g = record(geometry, 0, Patches)
         table = integers(operands)
-        patches, x = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
+        patches, x, bias = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE), numbers(table[2], ITEMSIZE)
         n, i = task // g.h, task % g.h
         for j in range(g.w):
-            pixel = at(x, n * g.image + (i * g.w + j) * g.c + g.c_0)
-            fill_zero(pixel, g.cg)
+            pixel = at(x, (task * g.w + j) * g.c + g.c_0)
+            if g.add_bias:
+                copy(pixel, at(bias, g.c_0), g.cg)
+            else:
+                fill_zero(pixel, g.cg)
             for r in range(g.R):
                 up = i + g.top - r * g.dilation_h
                 if up < 0 or up % g.stride_h or up // g.stride_h >= g.p:

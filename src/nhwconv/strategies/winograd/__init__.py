@@ -44,5 +44,5 @@ class Winograd:
             return Program(tuple(weight_grad_steps(problem, wanted)), wanted.workers)
         found, steps = filtered(problem, pass_), list[Step]()
         for phases in [found] if pass_ == "forward" else [[c] for c in found]:
-            steps += correlate_steps(problem, phases, pass_ == "input_grad", wanted.bias, wanted.workers)
+            steps += correlate_steps(problem, phases, pass_ == "input_grad", wanted)
         return Program(tuple(steps), wanted.workers)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from functools import cache
 
-from ...codegen.packing import pack_columns, pack_rows
+from ...codegen.packing import pack
 from ...codegen.simd import at, integers, numbers
 from ...codegen.tile import Operand, Rows, Sum, no_prefetch, panel_tile, tile_product, tile_shape
 from ...problem import ConvProblem
@@ -19,6 +19,7 @@ from ...runtime import arrays
 from ...runtime.jit import Body, ceil_div, device
 from ...runtime.records import as_kind, record
 from ..axes import correlation_fields, packings
+from ..base import Wanted
 from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
 from .constants import CUT
 from .forms import Filtered, cycles
@@ -62,9 +63,7 @@ def _blocks(problem: ConvProblem, phases: list[Filtered], groups: int, cg: int, 
     }  # fmt: skip
 
 
-def correlate_steps(
-    problem: ConvProblem, phases: list[Filtered], backward: bool, bias: bool, workers: int
-) -> list[Step]:
+def correlate_steps(problem: ConvProblem, phases: list[Filtered], backward: bool, wanted: Wanted) -> list[Step]:
     """Return the steps of a correlation, or of the sum of several phases: packing, transformed weights, and itself."""
     itemsize, dtype = problem.dtype.itemsize, problem.dtype.name
     mr, nr, lanes = tile_shape(itemsize)
@@ -72,28 +71,33 @@ def correlate_steps(
     fields = [correlation_fields(problem, c.rows, c.columns, backward) for c in phases]
     groups, cg, dg = (fields[0][name] for name in ("groups", "cg", "dg"))
     blocks = _blocks(problem, phases, groups, cg, dg)
-    packs, pack_tasks, ends = packings(problem, [(c.rows, c.columns) for c in phases], backward, width, lanes)
+    packs, pack_tasks, ends = packings(
+        problem, [(c.rows, c.columns) for c in phases], backward, width, lanes, wanted.weights
+    )
     records: list[Winograd] = []
     transformed = 0
     for c, side, packed_0 in zip(phases, fields, ends[:-1], strict=True):
         records.append(
             Winograd(
-                **side, **c.grid, **c.form.fields(dtype), **blocks, phases=len(phases), add_bias=bias and not records,
-                packed_0=packed_0, transformed_0=transformed, tile=panel_tile(dtype, mr, nr),
+                **side, **c.grid, **c.form.fields(dtype), **blocks, phases=len(phases),
+                add_bias=wanted.bias and not records, packed_0=packed_0,
+                transformed_0=transformed, tile=panel_tile(dtype, mr, nr),
             )
         )  # fmt: skip
         transformed += groups * math.ceil(dg / width) * c.form.points * point_pitch(cg * width, lanes)
     packed = Part(ends[-1] * itemsize, "packed weights")
-    pack = (pack_rows if backward else pack_columns)(width, lanes, itemsize)
-    steps = [Step(pack, tuple(packs), pack_tasks, places("w", packed))]
+    body = pack(backward, wanted.weights, width, lanes, itemsize)
+    steps = [Step(body, tuple(packs), pack_tasks, places("w", packed))]
     weights = packed
     if blocks["shared"]:
         weights = Part(transformed * itemsize, "transformed weights")
         tasks = len(records) * groups * math.ceil(dg / width) * channel_blocks(cg, blocks["block_k"], lanes)
         body = transform_all_weights(width, lanes, itemsize)
         steps.append(Step(body, tuple(records), tasks, places(packed, weights)))
-    scratch = Part(blocks["scratch"] * itemsize * workers)
-    operands = places("dy" if backward else "x", weights, "b" if bias else weights, "dx" if backward else "y", scratch)
+    scratch = Part(blocks["scratch"] * itemsize * wanted.workers)
+    operands = places(
+        "dy" if backward else "x", weights, "b" if wanted.bias else weights, "dx" if backward else "y", scratch
+    )
     tasks = groups * math.ceil(problem.n * phases[0].all_tiles / blocks["block_t"])
     tasks *= channel_blocks(dg, blocks["block_d"], lanes)
     price = sum(_price(g, lanes) for g in records)

@@ -21,6 +21,7 @@ from ..base import Wanted
 from ..bias import bias_steps
 from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
 from ..direct.weight_grad import sum_parts_step
+from ..turning import turn_step
 from .constants import CUT
 from .forms import Filtered, Form, cycles, filtered
 from .tiles import Tiles, points_of, tiles_of, transform_filters, transform_inputs
@@ -91,7 +92,8 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     slices, channels, scratches = _cut(problem, found, wanted.workers)
     # One slice needs no sum.
     direct = slices == 1 and not wanted.accumulate
-    parts = "dw" if direct else Part(slices * part * itemsize, "parts of dw")
+    hwio = wanted.weights == "HWIO"
+    parts = "dw" if direct and not hwio else Part(slices * part * itemsize, "parts of dw")
     scratch = Part(max(s["scratch"] for s in scratches) * itemsize * wanted.workers)
     body, tasks = weight_grad(nr * lanes, lanes, itemsize), slices * _blocks(problem, channels)
     steps = (
@@ -107,8 +109,10 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
             w_q=c.columns.tap_step * problem.cg, tile=column_tile(dtype, mr, nr),
         )  # fmt: skip
         steps.append(Step(body, (g,), tasks, places("x", "dy", parts, scratch), _price(g, itemsize)))
-    if not isinstance(parts, str):
-        steps.append(sum_parts_step(problem, slices, 1, 0, parts, wanted.accumulate))
+    if direct and isinstance(parts, Part):
+        steps.append(turn_step((1, problem.d, part // problem.d), itemsize, parts, "dw"))
+    elif isinstance(parts, Part):
+        steps.append(sum_parts_step(problem, slices, 1, 0, parts, wanted))
     return steps
 
 

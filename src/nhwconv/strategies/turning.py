@@ -1,0 +1,142 @@
+"""Arrays whose axes come in another order than strategies take them: turned by a step before or after a program.
+
+Every such order is a matrix whose rows and columns change places: ``(C, H*W)`` of each image with its channels first,
+``(KH*KW*C/groups, D)`` for weights as "HWIO", ``(C/groups, KH*KW)`` of each kernel as "OIHW".
+Arrays are turned in blocks that stay in L1, by any number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+from ..codegen.simd import at, integers, numbers, transpose, transpose_exact
+from ..problem import ConvProblem
+from ..program import Part, Place, Program, Step, places
+from ..runtime import machine
+from ..runtime.jit import Body, ceil_div, device
+from ..runtime.records import Record, record
+from .base import Wanted
+
+__all__ = ["turn", "turn_step", "with_images", "with_weights"]
+
+#: Rows and columns of a task.
+BLOCK = 64
+
+
+class Turned(Record):
+    """Some matrices, one behind the other, each of which is transposed."""
+
+    rows: int
+    columns: int
+
+
+class _Block(NamedTuple):
+    """A task: where it is read and where it is written, and its rows and columns."""
+
+    source: int
+    target: int
+    rows: int
+    columns: int
+
+
+@device
+def _block_of_task(g, task):
+    """Decode a task."""
+    down, right = ceil_div(g.rows, BLOCK), ceil_div(g.columns, BLOCK)
+    j, rest = task % right * BLOCK, task // right
+    i, first = rest % down * BLOCK, rest // down * g.rows * g.columns
+    rows, columns = min(BLOCK, g.rows - i), min(BLOCK, g.columns - j)
+    return _Block(first + i * g.columns + j, first + j * g.rows + i, rows, columns)
+
+
+@cache
+def turn(LANES: int, ITEMSIZE: int) -> Body:
+    """Make the body that transposes matrices; it takes them and where they go."""
+
+    def turn(operands, geometry, worker, task, fresh):
+        g = record(geometry, 0, Turned)
+        table = integers(operands)
+        block = _block_of_task(g, task)
+        source, target = at(numbers(table[0], ITEMSIZE), block.source), at(numbers(table[1], ITEMSIZE), block.target)
+        for i in range(0, block.rows, LANES):
+            rows = min(LANES, block.rows - i)
+            for j in range(0, block.columns, LANES):
+                columns = min(LANES, block.columns - j)
+                of, to = at(source, i * g.columns + j), at(target, j * g.rows + i)
+                if rows == LANES:
+                    transpose(of, g.columns, rows, columns, to, g.rows)
+                else:
+                    transpose_exact(of, g.columns, rows, columns, False, of, to, g.rows)
+
+    def turn_half(operands, geometry, worker, task, fresh):
+        g = record(geometry, 0, Turned)
+        table = integers(operands)
+        block = _block_of_task(g, task)
+        source, target = at(numbers(table[0], 2), block.source), at(numbers(table[1], 2), block.target)
+        for j in range(block.columns):
+            for i in range(block.rows):
+                target[j * g.rows + i] = source[i * g.columns + j]
+
+    return Body(turn if ITEMSIZE > 2 else turn_half)
+
+
+def turn_step(sizes: tuple[int, int, int], itemsize: int, source: str | Part, target: str | Part) -> Step:
+    """Return the step that transposes so many matrices of so many rows and columns."""
+    count, rows, columns = sizes
+    tasks = count * math.ceil(rows / BLOCK) * math.ceil(columns / BLOCK)
+    cycles = 2 * count * rows * columns * itemsize / machine.BYTES_A_CYCLE
+    body = turn(machine.lanes(max(itemsize, 4)), itemsize)
+    return Step(body, (Turned(rows=rows, columns=columns),), tasks, places(source, target), cycles)
+
+
+class _Turning:
+    """Collects what is turned before and after a program."""
+
+    def __init__(self, program: Program, itemsize: int) -> None:
+        self._program, self._itemsize = program, itemsize
+        self._used = {place.source for step in program.steps for place in step.places}
+        self._before: list[Step] = []
+        self._after: list[Step] = []
+        self._new: dict[str, Place] = {}
+
+    def turn(self, name: str, sizes: tuple[int, int, int], reads: bool, writes: bool) -> None:
+        """Turn an array, of which the caller has so many matrices of rows and columns, where the program uses it."""
+        if name not in self._used:
+            return
+        (count, rows, columns), part = sizes, Part(math.prod(sizes) * self._itemsize, name)
+        self._new[name] = Place(part)
+        if reads:
+            self._before.append(turn_step((count, rows, columns), self._itemsize, name, part))
+        if writes:
+            self._after.append(turn_step((count, columns, rows), self._itemsize, part, name))
+
+    def program(self) -> Program:
+        """Return the program with all of it."""
+        inner = self._program.moved(self._new)
+        return replace(inner, steps=(*self._before, *inner.steps, *self._after), _images={})
+
+
+def with_images(program: Program, shapes: Mapping[str, tuple[int, ...]], images: str, itemsize: int) -> Program:
+    """Return a program for images that lie as this layout says; their shapes are ``(n, h, w, c)``."""
+    if images == "NHWC":
+        return program
+    turning = _Turning(program, itemsize)
+    for name, (n, h, w, c) in shapes.items():
+        turning.turn(name, (n, c, h * w), name in ("x", "dy"), name in ("dx", "y"))
+    return turning.program()
+
+
+def with_weights(program: Program, problem: ConvProblem, weights: str, wanted: Wanted) -> Program:
+    """Return a program for weights that lie as this layout says; a gradient that is added to is turned twice."""
+    if weights == "OHWI":
+        return program
+    d, kh, kw, cg = problem.w_shape
+    sizes = (1, kh * kw * cg, d) if weights == "HWIO" else (d, cg, kh * kw)
+    turning = _Turning(program, problem.dtype.itemsize)
+    turning.turn("w", sizes, True, False)
+    turning.turn("dw", sizes, wanted.accumulate, True)
+    return turning.program()
