@@ -1,4 +1,4 @@
-"""How `depthwise` cuts its work, and what it is expected to take."""
+"""How `grouped` cuts its work, and what it is expected to take."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ class Cut:
 
     #: Tasks that a pass is cut into where it is large enough: fine enough for any number of threads to share.
     tasks: int = 32
-    #: The part of the peak at which the multiply-adds run.
-    efficiency: float = 0.5
-    #: How much longer it takes where a channel multiplier makes every vector a gather.
-    gathering: int = 8
+    #: Channels of a group at most, of x and of y; more make better use of a register tile of many channels.
+    most_channels: int = 32
+    #: Cycles of a vector of products, and of a load or a shuffle.
+    product: float = 0.6
+    move: float = 0.9
     #: Weight gradient: pixels whose products are summed in registers.
     sum_pixels: int = 128
     #: Weight gradient: least rows of a slice, most slices, and most numbers of all their parts.

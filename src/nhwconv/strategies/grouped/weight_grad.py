@@ -1,7 +1,8 @@
-"""The weight gradient: for every tap, a sum over the pixels of products of dy and x.
+"""The weight gradient: for every tap and channel of a group, a sum over the pixels of products of dy and x.
 
 The sums of some rows of taps stay in registers over whole rows of pixels. A tile's dy is loaded, then each column of x
-once, and used for all of its taps. Slices of the rows of all images have parts of their own, which are then added.
+once, and used for all of its taps; then the same for the next channel of the groups. Slices of the rows of all images
+have parts of their own, which are then added.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import math
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 from numba.core import cgutils
 
 from ...codegen.native import Native, Pointer, invoke, native
@@ -25,21 +25,21 @@ from ..base import Wanted
 from ..bias import sum_slices
 from ..blocking import inside
 from .constants import CUT
-from .correlate import price
-from .rows import Literal, Offsets, RowEmitter, literal_of, padded, sum_rows
+from .lanes import Lanes, Spread, vector
+from .price import price
+from .rows import Literal, RowEmitter, literal_of, sum_rows
 
 __all__ = ["WeightGrad", "sum_taps", "weight_grad", "weight_grad_steps"]
 
 
-class WeightGrad(Record):
+class WeightGrad(Lanes):
     """The sums of all taps."""
 
-    n: int  #: images; rows, columns and channels of x; channels of y, and those of whole vectors
+    n: int  #: images; rows, columns and channels of x; channels of y
     h: int
     w: int
     c: int
     d: int
-    padded: int
     p: int  #: rows and columns of outputs
     q: int
     R: int  #: rows of taps; chunks of Q1 and of Q2 in a row, and their taps; taps of a row
@@ -59,13 +59,14 @@ class WeightGrad(Record):
     x_r: int
     x_p: int
     y_p: int
-    slices: int  #: of the rows of all images; rows that are summed in registers; channels of a task
+    slices: int  #: of the rows of all images; rows that are summed in registers; vectors of a task
     lines: int
-    block_d: int
-    part: int  #: numbers of a part, and of a row of taps in it
+    block: int
+    part: int  #: numbers of a part, of a vector in it, and of a row of taps and a tap in that
+    part_v: int
     part_r: int
+    part_q: int
     make_bias: int  #: whether rows of dy are summed, too
-    offsets: int  #: the table of channel offsets
     sums: int  #: the native function
 
 
@@ -77,33 +78,34 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     itemsize = problem.dtype.itemsize
     lanes = machine.lanes(itemsize)
     rows, columns = forward_axes(problem)
-    literal = literal_of({columns.taps}, columns.stride, columns.dilation, problem.dg > 1)
-    chunks, width = literal.split(columns.taps), padded(problem.d, lanes)
-    part, lines = problem.kh * problem.kw * width, problem.n * problem.oh
+    spread = Spread(problem.groups, problem.cg, problem.dg, lanes)
+    literal = literal_of({columns.taps}, columns.stride, columns.dilation, spread.pattern)
+    chunks, part_v = literal.split(columns.taps), problem.kh * problem.kw * problem.cg * lanes
+    part, lines = part_v * spread.vectors, problem.n * problem.oh
     slices = max(1, min(CUT.most_slices, CUT.parts_limit // part, lines // CUT.slice_lines))
-    block_d = padded(math.ceil(problem.d / math.ceil(CUT.most_slices / slices)), lanes)
+    block = math.ceil(spread.vectors / math.ceil(CUT.most_slices / slices))
     g = WeightGrad(
-        n=problem.n, h=problem.h, w=problem.w, c=problem.c, d=problem.d, padded=width, p=problem.oh, q=problem.ow,
+        **spread.fields(), n=problem.n, h=problem.h, w=problem.w, c=problem.c, d=problem.d, p=problem.oh, q=problem.ow,
         R=rows.taps, chunks_1=chunks[0], chunks_2=chunks[1], q_1=literal.q1, q_2=literal.q2,
         rows_1=sum_rows(literal.q1), rows_2=sum_rows(max(literal.q2, 1)), Q=columns.taps,
         stride_h=rows.stride, stride_w=columns.stride, dilation_h=rows.dilation, dilation_w=columns.dilation,
         top=rows.before, left=columns.before, x_r=rows.dilation * problem.w * problem.c,
         x_p=rows.stride * problem.w * problem.c, y_p=problem.ow * problem.d, slices=slices,
-        lines=max(1, CUT.sum_pixels // problem.ow), block_d=block_d, part=part, part_r=problem.kw * width,
-        make_bias=wanted.bias, offsets=Offsets(np.arange(problem.d) // problem.dg, lanes),
+        lines=max(1, CUT.sum_pixels // problem.ow), block=block, part=part, part_v=part_v,
+        part_r=problem.kw * problem.cg * lanes, part_q=problem.cg * lanes, make_bias=wanted.bias,
         sums=_sums(problem.dtype.name, literal),
     )  # fmt: skip
     parts = Part(slices * part * itemsize, "parts of dw")
     sums = Part(slices * problem.d * itemsize if wanted.bias else 0, "parts of db")
     zeros = Part(_ZEROS * wanted.workers, "zeros")
-    body, tasks = weight_grad(lanes, int(problem.dg > 1), itemsize), slices * math.ceil(problem.d / block_d)
-    steps = [Step(body, (g,), tasks, places("x", "dy", parts, sums, zeros), price(problem))]
+    body, tasks = weight_grad(lanes, itemsize), slices * math.ceil(spread.vectors / block)
+    steps = [Step(body, (g,), tasks, places("x", "dy", parts, sums, zeros), price(problem, spread, literal))]
     if wanted.bias:
         steps.append(sum_slices(problem, slices, sums, wanted.accumulate))
     total = SumTaps(
-        slices=slices, part=part, taps=problem.kh * problem.kw, padded=width, d=problem.d, accumulate=wanted.accumulate
-    )
-    return [*steps, Step(sum_taps(itemsize), (total,), 1, places(parts, "dw"))]
+        **spread.fields(), slices=slices, part=part, depth=part_v // lanes, accumulate=wanted.accumulate
+    )  # fmt: skip
+    return [*steps, Step(sum_taps(lanes, itemsize), (total,), spread.vectors, places(parts, "dw"))]
 
 
 # ------------------------------------------------------------------------------------------------- code
@@ -112,6 +114,7 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
 class _Sums(NamedTuple):
     """The products of `lines` rows of dy with x, for one vector of channels, of which `channels` exist.
 
+    They need `elements` of a pixel of x; `plain` tells whether whole vectors may be loaded from x and dy.
     For `taps` (Q1 or Q2) taps of each of `rows` (one, or `sum_rows`) rows of taps. `x` points to column 0 of the first
     row of x, `first` is the column that the first output meets with the first tap, `dy` points to that output, `part`
     to the first tap's sums, `zero` to a vector of zeros, and `ahead_x` and `ahead_dy` to what is asked for meanwhile.
@@ -123,16 +126,17 @@ class _Sums(NamedTuple):
     ahead_dy: Pointer
     zero: Pointer
     part: Pointer
-    offsets: int
     geometry: int
     taps: int
     rows: int
     lines: int
     first: int
     channels: int
+    elements: int
+    plain: bool
 
 
-_FIELDS = ("w", "c", "d", "padded", "stride_w", "dilation_w", "q", "x_r", "x_p", "y_p", "part_r")
+_FIELDS = ("w", "c", "d", "stride_w", "dilation_w", "q", "x_r", "x_p", "y_p", "part_r", "part_q")
 
 
 def _sums(dtype: str, literal: Literal) -> Native:
@@ -154,7 +158,7 @@ def _sums(dtype: str, literal: Literal) -> Native:
         builder.position_at_end(done)
         builder.ret_void()
 
-    return native(f"nhwconv_depthwise_sums_{dtype}_{'_'.join(map(str, literal))}", emit)
+    return native(f"nhwconv_grouped_sums_{dtype}_{literal.name}", emit)
 
 
 def _emit_sums(emitted, taps, rows):
@@ -178,7 +182,7 @@ def _emit_sums(emitted, taps, rows):
                 for i in range(pixels)
             ]
             x = builder.gep(x_line, [builder.mul(column, value["c"])])
-            if taps <= 3:  # more taps have work enough to hide the memory behind
+            if taps <= 3 and emitted.literal.pattern.cg == 1:  # more taps have work enough to hide the memory behind
                 emitted.prefetch(x_ahead, pixel, pixels)
                 emitted.prefetch(dy_ahead, pixel, pixels, 1)
 
@@ -193,7 +197,7 @@ def _emit_sums(emitted, taps, rows):
         emitted.each_tile(value["q"], reach, body)
     for r, row in enumerate(sums):
         for s, total in enumerate(row):
-            offset = builder.add(builder.mul(i64(r), value["part_r"]), builder.mul(i64(s), value["padded"]))
+            offset = builder.add(builder.mul(i64(r), value["part_r"]), builder.mul(i64(s), value["part_q"]))
             address = builder.gep(value["part"], [offset])
             emit.store(builder.fadd(emit.load(address), builder.load(total)), address)
 
@@ -205,46 +209,52 @@ _ZEROS = 64
 
 
 @device
-def _add_lines(g, geometry, n, p, line, lines, r_0, r_1, d_0, d_1, x, dy, part, zero, LANES, GATHER):
-    """Add the products of `lines` lines, which meet rows of taps ``r_0:r_1``, for channels ``d_0:d_1``."""
+def _add_vector(g, geometry, number, n, p, line, lines, r_0, r_1, x, dy, part, zero, LANES):
+    """Add the products of `lines` lines, which meet rows of taps ``r_0:r_1``, for a vector of channels."""
+    v = vector(g, number, LANES)
     row = p * g.stride_h - g.top
     ahead_row = n * g.h + row + (g.R - 1) * g.dilation_h + 1 + (lines - 1) * g.stride_h
-    ahead_x, ahead_dy = at(x, ahead_row * g.w * g.c), at(dy, (line + lines) * g.q * g.d)
-    for j in range(d_0, d_1, LANES):
-        channel, offsets = (0, g.offsets + 8 * j) if GATHER else (j, 0)
-        tap = 0
-        for chunk in range(g.chunks_1 + g.chunks_2):
-            taps, most = (g.q_1, g.rows_1) if chunk < g.chunks_1 else (g.q_2, g.rows_2)
-            r = r_0
-            while r < r_1:
-                rows = most if r + most <= r_1 else 1
+    ahead_x = at(x, ahead_row * g.w * g.c + v.x * lines * g.w * g.stride_h)
+    ahead_dy = at(dy, (line + lines) * g.q * g.d + v.y * lines * g.q)
+    # what is left of x and dy behind the last pixels that are read
+    behind_x = (g.n * g.h - (n * g.h + row + (lines - 1) * g.stride_h + (r_1 - 1) * g.dilation_h + 1)) * g.w * g.c
+    behind_dy = (g.n * g.p - (line + lines)) * g.q * g.d
+    plain = behind_x + g.c - v.x >= g.reach and behind_dy + g.d - v.y >= LANES
+    tap = 0
+    for chunk in range(g.chunks_1 + g.chunks_2):
+        taps, most = (g.q_1, g.rows_1) if chunk < g.chunks_1 else (g.q_2, g.rows_2)
+        r = r_0
+        while r < r_1:
+            rows = most if r + most <= r_1 else 1
+            for k in range(g.cg):
                 invoke(
                     g.sums,
                     _Sums(
-                        at(x, (n * g.h + row + r * g.dilation_h) * g.w * g.c + channel),
-                        at(dy, line * g.q * g.d + j),
-                        at(ahead_x, j * lines * g.w * g.stride_h),
-                        at(ahead_dy, j * lines * g.q),
+                        at(x, (n * g.h + row + r * g.dilation_h) * g.w * g.c + v.x + k),
+                        at(dy, line * g.q * g.d + v.y),
+                        ahead_x,
+                        ahead_dy,
                         zero,
-                        at(part, (r * g.Q + tap) * g.padded + j),
-                        offsets,
+                        at(part, number * g.part_v + r * g.part_r + tap * g.part_q + k * LANES),
                         geometry,
                         taps,
                         rows,
                         lines,
                         tap * g.dilation_w - g.left,
-                        g.d - j,
+                        v.channels,
+                        v.elements,
+                        plain,
                     ),
                 )
-                r += rows
-            tap += taps
+            r += rows
+        tap += taps
 
 
 @cache
-def weight_grad(LANES: int, GATHER: int, ITEMSIZE: int) -> Body:
+def weight_grad(LANES: int, ITEMSIZE: int) -> Body:
     """Make the body; it takes x, dy, the parts of dw, the parts of db and zeros.
 
-    A task is a slice of the rows of all images, and some of the channels.
+    A task is a slice of the rows of all images, and some vectors of channels.
     """
 
     def weight_grad(operands, geometry, worker, task, fresh):
@@ -254,58 +264,65 @@ def weight_grad(LANES: int, GATHER: int, ITEMSIZE: int) -> Body:
         zero = numbers(table[4] + worker * _ZEROS, ITEMSIZE)
         if fresh:
             fill_zero(zero, LANES)
-        piece, d_0 = task % g.slices, task // g.slices * g.block_d
-        d_1 = min(d_0 + g.block_d, g.d)
+        piece, v_0 = task % g.slices, task // g.slices * g.block
+        v_1 = min(v_0 + g.block, g.vectors)
+        d_0, last = vector(g, v_0, LANES).y, vector(g, v_1 - 1, LANES)
+        d_1 = last.y + last.channels
         part, bias = at(numbers(table[2], ITEMSIZE), piece * g.part), at(numbers(table[3], ITEMSIZE), piece * g.d + d_0)
-        for tap in range(g.R * g.Q):
-            fill_zero(at(part, tap * g.padded + d_0), min(g.block_d, g.padded - d_0))
+        fill_zero(at(part, v_0 * g.part_v), (v_1 - v_0) * g.part_v)
         if g.make_bias:
             fill_zero(bias, d_1 - d_0)
-        line, last = piece * g.n * g.p // g.slices, (piece + 1) * g.n * g.p // g.slices
-        while line < last:
+        line, end = piece * g.n * g.p // g.slices, (piece + 1) * g.n * g.p // g.slices
+        while line < end:
             n, p = line // g.p, line % g.p
-            row = p * g.stride_h - g.top
-            r_0, r_1 = inside(row, g.h, g.dilation_h, g.R)
-            # lines that meet the same rows of taps are summed together
-            lines = 1
-            while lines < min(g.lines, last - line, g.p - p):
-                low, high = inside(row + lines * g.stride_h, g.h, g.dilation_h, g.R)
-                if low != r_0 or high != r_1:
-                    break
-                lines += 1
+            r_0, r_1 = inside(p * g.stride_h - g.top, g.h, g.dilation_h, g.R)
+            lines = _alike(g, p, min(g.lines, end - line, g.p - p), r_0, r_1)
             if g.make_bias:
                 add_rows(at(dy, line * g.q * g.d + d_0), g.d, lines * g.q, d_1 - d_0, bias)
-            _add_lines(g, geometry, n, p, line, lines, r_0, r_1, d_0, d_1, x, dy, part, zero, LANES, GATHER)
+            for number in range(v_0, v_1):
+                _add_vector(g, geometry, number, n, p, line, lines, r_0, r_1, x, dy, part, zero, LANES)
             line += lines
 
     return Body(weight_grad)
 
 
-class SumTaps(Record):
-    """Slices of ``(taps, padded)`` numbers, to be added and turned into ``dw (d, taps)``."""
+@device
+def _alike(g, p, most, r_0, r_1):
+    """Return how many lines, from row p on, meet rows of taps ``r_0:r_1``: they are summed together."""
+    lines = 1
+    while lines < most:
+        low, high = inside((p + lines) * g.stride_h - g.top, g.h, g.dilation_h, g.R)
+        if low != r_0 or high != r_1:
+            break
+        lines += 1
+    return lines
+
+
+class SumTaps(Lanes):
+    """Slices of ``(vectors, depth, lanes)`` numbers, to be added and turned into ``dw (d, depth)``."""
 
     slices: int
     part: int
-    taps: int
-    padded: int
-    d: int
+    depth: int
     accumulate: int
 
 
 @cache
-def sum_taps(ITEMSIZE: int) -> Body:
-    """Make the body that adds the parts of all slices, in their order; it takes them and dw."""
+def sum_taps(LANES: int, ITEMSIZE: int) -> Body:
+    """Make the body that adds the parts of all slices, in their order, a vector a task; it takes them and dw."""
 
     def sum_taps(operands, geometry, worker, task, fresh):
         g = record(geometry, 0, SumTaps)
         table = integers(operands)
-        parts, dw = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
-        for tap in range(g.taps):
-            for j in range(g.d):
-                total = parts[tap * g.padded + j]
-                for piece in range(1, g.slices):
-                    total += parts[piece * g.part + tap * g.padded + j]
-                place = j * g.taps + tap
+        v = vector(g, task, LANES)
+        parts = at(numbers(table[0], ITEMSIZE), task * g.depth * LANES)
+        dw = at(numbers(table[1], ITEMSIZE), v.y * g.depth)
+        for piece in range(1, g.slices):
+            for i in range(g.depth * LANES):
+                parts[i] += parts[piece * g.part + i]
+        for i in range(g.depth):
+            for lane in range(v.channels):
+                place, total = lane * g.depth + i, parts[i * LANES + lane]
                 dw[place] = dw[place] + total if g.accumulate else total
 
     return Body(sum_taps)

@@ -1,7 +1,7 @@
-"""The correlation of images with one kernel a channel: the forward pass, and all phases of the input gradient.
+"""The correlation of images with the kernels of groups: the forward pass, and all phases of the input gradient.
 
-The sums of a tile's outputs stay in registers while the rows of taps pass by. A row's taps are loaded, then each
-column of x once, and used for all of its taps.
+The sums of a tile's outputs stay in registers while the rows of taps pass by, and of each row the channels of a group.
+A row's taps are loaded, then each column of x once, and used for all of its taps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import math
 from functools import cache
 from typing import NamedTuple, SupportsInt
 
-import numpy as np
 from numba.core import cgutils
 
 from ...codegen.native import Native, Pointer, invoke, native
@@ -19,29 +18,29 @@ from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import machine
 from ...runtime.jit import Body, device
-from ...runtime.records import Record, record
+from ...runtime.records import record
 from ..axes import Axis
 from ..blocking import inside
 from .constants import CUT
-from .rows import Literal, Offsets, RowEmitter, literal_of, padded
+from .lanes import Lanes, Spread, vector
+from .price import price
+from .rows import Literal, RowEmitter, literal_of
 
-__all__ = ["Correlate", "correlate", "correlate_steps", "price"]
+__all__ = ["Correlate", "correlate", "correlate_steps"]
 
 
-class Correlate(Record):
+class Correlate(Lanes):
     """One phase; all phases of a step have the same tasks."""
 
     phases: int
-    h: int  #: rows, columns and channels of x; channels of y, and those of whole vectors
+    n: int  #: images; rows, columns and channels of x
+    h: int
     w: int
     c: int
-    d: int
-    padded: int
     R: int  #: rows of taps; chunks of Q1 and of Q2 in a row; taps of a row
     chunks_1: int
     chunks_2: int
     Q: int
-    M: int  #: channels of x that are summed: a multiplier, backwards
     stride_h: int  #: how x is read; from one row of taps to the next, in elements
     stride_w: int
     dilation_h: int
@@ -49,12 +48,13 @@ class Correlate(Record):
     top: int
     left: int
     x_r: int
-    w_0: int  #: where the first tap is in the packed weights, and from row, tap and summed channel to the next
+    w_v: int  #: the packed weights of a vector, what its sums start from in there, and zeros behind all
+    start: int
+    zero: int
+    w_0: int  #: the first tap in the packed weights of a vector, and from row, tap and summed channel to the next
     w_r: int
     w_q: int
-    w_m: int
-    start: int  #: what sums start from, and zeros, in the packed weights
-    zero: int
+    w_k: int
     p: int  #: rows and columns of outputs, and where they lie in y, in elements
     q: int
     y_0: int
@@ -64,63 +64,61 @@ class Correlate(Record):
     block_p: int  #: a task is so many rows of an image, which has so many blocks of them
     blocks: int
     stream: int  #: whether results may go past the caches
-    offsets: int  #: the table of channel offsets
+    ahead: int  #: elements of x that a vector asks for meanwhile
     row: int  #: the native function
 
 
-class Taps(Record):
-    """How weights are packed: the taps of each position, then what sums start from, then zeros."""
+class Taps(Lanes):
+    """How weights are packed: for each vector its taps, each for every summed channel, then what its sums start from."""
 
-    d: int
-    padded: int
     taps: int
-    M: int
+    w_g: int  #: from one group, channel of y, summed channel and tap to the next, in w
+    w_j: int
+    w_k: int
+    w_t: int
     bias: int
 
 
 # ------------------------------------------------------------------------------------------------- plan
 
 
-def price(problem: ConvProblem) -> float:
-    """Return the cycles of any pass: multiply-adds at a part of the peak, or bytes, whichever take longer."""
-    itemsize = problem.dtype.itemsize
-    used = problem.d / padded(problem.d, machine.lanes(itemsize))
-    products = problem.flops / (machine.flops_a_cycle(itemsize) * used * CUT.efficiency)
-    return max(products, problem.bytes / machine.BYTES_A_CYCLE) * (1 if problem.dg == 1 else CUT.gathering)
-
-
-def _pack_step(problem: ConvProblem, channels: int, summed: int, bias: bool) -> tuple[Step, Part]:
-    """Return the step that packs w for so many channels of y, each of which sums some of x, and where."""
-    itemsize = problem.dtype.itemsize
-    taps, width = problem.kh * problem.kw, padded(channels, machine.lanes(itemsize))
-    rows = summed * taps + 2
-    packed = Part(rows * width * itemsize, "packed weights")
-    g = Taps(d=channels, padded=width, taps=taps, M=summed, bias=bias)
-    return Step(pack_taps(itemsize), (g,), rows, places("w", packed, "b" if bias else packed)), packed
+def _pack_step(problem: ConvProblem, spread: Spread, backward: bool, bias: bool) -> tuple[Step, Part]:
+    """Return the step that packs w, and where."""
+    itemsize, lanes = problem.dtype.itemsize, spread.lanes
+    taps, kernel = problem.kh * problem.kw, problem.kh * problem.kw * problem.cg
+    packed = Part((spread.vectors * (taps * spread.cg + 1) + 1) * lanes * itemsize, "packed weights")
+    g = Taps(
+        **spread.fields(), taps=taps, w_g=problem.dg * kernel, w_j=1 if backward else kernel,
+        w_k=kernel if backward else 1, w_t=problem.cg, bias=bias,
+    )  # fmt: skip
+    body = pack_taps(lanes, itemsize)
+    return Step(body, (g,), spread.vectors + 1, places("w", packed, "b" if bias else packed)), packed
 
 
 def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, bias: bool) -> list[Step]:
     """Return the steps of the correlation of x with w forward, or of dy with w backward in all phases."""
     itemsize = problem.dtype.itemsize
-    lanes, m = machine.lanes(itemsize), problem.dg
+    lanes = machine.lanes(itemsize)
     (h, w, c), (out_h, out_w, d) = (problem.h, problem.w, problem.c), (problem.oh, problem.ow, problem.d)
+    spread = Spread(problem.groups, problem.cg, problem.dg, lanes)
     if backward:
         (h, w, c), (out_h, out_w, d) = (out_h, out_w, d), (h, w, c)
-    columns, width = phases[0][1], padded(d, lanes)
-    literal = literal_of({q.taps for _, q in phases if q.taps} or {1}, columns.stride, columns.dilation, m > 1)
-    pack, packed = _pack_step(problem, d, m if backward else 1, bias)
+        spread = Spread(problem.groups, problem.dg, problem.cg, lanes)
+    columns = phases[0][1]
+    lengths = {q.taps for _, q in phases if q.taps} or {1}
+    literal = literal_of(lengths, columns.stride, columns.dilation, spread.pattern)
+    pack, packed = _pack_step(problem, spread, backward, bias)
     # A block of rows of a task, the same part of every phase.
     p = max(r.out for r, _ in phases)
     block_p = math.ceil(p / math.ceil(CUT.tasks / problem.n))
     blocks = math.ceil(p / block_p)
-    depth = (m if backward else 1) * problem.kh * problem.kw
+    depth, tap = problem.kh * problem.kw * spread.cg * lanes, spread.cg * lanes
     shared: dict[str, SupportsInt] = dict(
-        phases=len(phases), h=h, w=w, c=c, d=d, padded=width, M=m if backward else 1,
-        w_m=problem.kh * problem.kw * width, start=depth * width, zero=(depth + 1) * width,
+        **spread.fields(), phases=len(phases), n=problem.n, h=h, w=w, c=c,
+        w_v=depth + lanes, start=depth, zero=spread.vectors * (depth + lanes), w_k=lanes,
         y_n=out_h * out_w * d, block_p=block_p, blocks=blocks,
         stream=d % lanes == 0 and problem.n * out_h * out_w * d * itemsize >= machine.STREAM_BYTES,
-        offsets=Offsets(np.arange(d) * m if backward else np.arange(d) // m, lanes),
-        row=_row(problem.dtype.name, literal),
+        ahead=w * c * phases[0][0].stride // spread.vectors, row=_row(problem.dtype.name, literal),
     )  # fmt: skip
     records = []
     for r, q in phases:
@@ -130,24 +128,25 @@ def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backw
                 **shared, R=r.taps if q.taps else 0, chunks_1=chunks[0], chunks_2=chunks[1], Q=q.taps,
                 stride_h=r.stride, stride_w=q.stride, dilation_h=r.dilation, dilation_w=q.dilation,
                 top=r.before, left=q.before, x_r=r.dilation * w * c,
-                w_0=(r.first_tap * problem.kw + q.first_tap) * width, w_r=r.tap_step * problem.kw * width,
-                w_q=q.tap_step * width, p=r.out, q=q.out, y_0=(r.start * out_w + q.start) * d,
+                w_0=(r.first_tap * problem.kw + q.first_tap) * tap, w_r=r.tap_step * problem.kw * tap,
+                w_q=q.tap_step * tap, p=r.out, q=q.out, y_0=(r.start * out_w + q.start) * d,
                 y_p=r.step * out_w * d, y_q=q.step * d,
             )
         )  # fmt: skip
     operands = places("dy" if backward else "x", packed, "dx" if backward else "y")
-    body = correlate(lanes, int(m > 1), itemsize)
-    return [pack, Step(body, tuple(records), problem.n * blocks, operands, price(problem))]
+    cycles = price(problem, spread, literal)
+    return [pack, Step(correlate(lanes, itemsize), tuple(records), problem.n * blocks, operands, cycles)]
 
 
 # ------------------------------------------------------------------------------------------------- code
 
 
 class _Row(NamedTuple):
-    """A row of outputs for one vector of channels, of which `channels` exist.
+    """A row of outputs for one vector of channels, of which `channels` exist; they need `elements` of a pixel of x.
 
     `rows` rows of taps are inside; `x` points to column 0 of the first of them, `taps` to its taps, `start` to what the
     sums start from, `zero` to a vector of zeros, `ahead` to what is asked for meanwhile, and `y` to the first output.
+    `plain` tells whether whole vectors may be loaded from x, and `stream` whether they may be stored past the caches.
     """
 
     x: Pointer
@@ -156,15 +155,16 @@ class _Row(NamedTuple):
     zero: Pointer
     ahead: Pointer
     y: Pointer
-    offsets: int
     geometry: int
     rows: int
     channels: int
-    stream: int
+    elements: int
+    plain: bool
+    stream: bool
 
 
 _FIELDS = (
-    "w", "c", "chunks_1", "chunks_2", "Q", "M", "stride_w", "dilation_w", "left", "x_r", "w_r", "w_q", "w_m", "q",
+    "w", "c", "cg", "chunks_1", "chunks_2", "Q", "stride_w", "dilation_w", "left", "x_r", "w_r", "w_q", "w_k", "q",
     "y_q",
 )  # fmt: skip
 
@@ -175,7 +175,7 @@ def _row(dtype: str, literal: Literal) -> Native:
     def emit(module, name):
         _RowOfOutputs(RowEmitter(module, name, dtype, _Row, Correlate, _FIELDS, literal), literal).emit()
 
-    return native(f"nhwconv_depthwise_{dtype}_{'_'.join(map(str, literal))}", emit)
+    return native(f"nhwconv_grouped_{dtype}_{literal.name}", emit)
 
 
 class _RowOfOutputs:
@@ -190,6 +190,8 @@ class _RowOfOutputs:
         """Emit all of it."""
         builder, value = self.builder, self.value
         value["first"] = builder.neg(value["left"])
+        if self.literal.pattern.cg == 1:
+            value["cg"] = i64(1)
         self.first_sum = self.emitter.load(value["start"])
         reach = builder.mul(builder.sub(value["Q"], i64(1)), self.dilation)
         self.rows.each_tile(value["q"], reach, self._tile)
@@ -202,21 +204,12 @@ class _RowOfOutputs:
         self.column, self.pixels, self.careful = column, pixels, careful
         x = builder.gep(value["x"], [builder.mul(column, value["c"])])
         self.rows.prefetch(value["ahead"], pixel, pixels)
-        if self.literal.gather:
-            with cgutils.for_range(builder, value["M"]) as loop:
-                taps = builder.gep(value["taps"], [builder.mul(loop.index, value["w_m"])])
-                self._tap_rows(builder.gep(x, [loop.index]), taps)
-        else:
-            self._tap_rows(x, value["taps"])
+        with cgutils.for_range(builder, value["rows"]) as row:
+            x = builder.gep(x, [builder.mul(row.index, value["x_r"])])
+            taps = builder.gep(value["taps"], [builder.mul(row.index, value["w_r"])])
+            with cgutils.for_range(builder, value["cg"]) as k:
+                self._tap_row(builder.gep(x, [k.index]), builder.gep(taps, [builder.mul(k.index, value["w_k"])]))
         self._store(pixel)
-
-    def _tap_rows(self, x, taps):
-        builder, value = self.builder, self.value
-        with cgutils.for_range(builder, value["rows"]) as loop:
-            self._tap_row(
-                builder.gep(x, [builder.mul(loop.index, value["x_r"])]),
-                builder.gep(taps, [builder.mul(loop.index, value["w_r"])]),
-            )
 
     def _tap_row(self, x, taps):
         builder, value = self.builder, self.value
@@ -252,38 +245,52 @@ class _RowOfOutputs:
         builder, emit, value = self.builder, self.emitter, self.value
         y = builder.gep(value["y"], [builder.mul(pixel, value["y_q"])])
         outputs = [(builder.gep(y, [builder.mul(i64(i), value["y_q"])]), s) for i, s in enumerate(self.sums)]
-        if self.careful:
+
+        def masked(value, place):
+            emit.store(value, place, self.rows.mask)
+
+        def store(by):
             for place, s in outputs:
-                emit.store(builder.load(s), place, self.rows.mask)
+                by(builder.load(s), place)
+
+        if self.careful:
+            store(masked)
             return
-        with builder.if_else(builder.icmp_signed("!=", value["stream"], i64(0))) as (streamed, ordinary):
-            with streamed:
-                for place, s in outputs:
-                    emit.stream(builder.load(s), place)
-            with ordinary:
-                for place, s in outputs:
-                    emit.store(builder.load(s), place)
+        with builder.if_else(self.rows.full) as (full, partial):
+            with full, builder.if_else(value["stream"]) as (streamed, ordinary):
+                with streamed:
+                    store(emit.stream)
+                with ordinary:
+                    store(emit.store)
+            with partial:
+                store(masked)
 
 
 # ----------------------------------------------------------------------------------------------- bodies
 
 
 @cache
-def pack_taps(ITEMSIZE: int) -> Body:
-    """Make the body that packs weights, a row a task; it takes w, the packed weights and the bias."""
+def pack_taps(LANES: int, ITEMSIZE: int) -> Body:
+    """Make the body that packs weights, those of a vector a task; it takes w, the packed weights and the bias."""
 
     def pack_taps(operands, geometry, worker, task, fresh):
         g = record(geometry, 0, Taps)
         table = integers(operands)
-        w, row = numbers(table[0], ITEMSIZE), at(numbers(table[1], ITEMSIZE), task * g.padded)
-        fill_zero(row, g.padded)
-        depth = g.M * g.taps
-        if task < depth:
-            i, tap = task // g.taps, task % g.taps
-            for j in range(g.d):
-                row[j] = w[(j * g.M + i) * g.taps + tap]
-        elif task == depth and g.bias:
-            copy(row, numbers(table[2], ITEMSIZE), g.d)
+        depth = g.taps * g.cg
+        w, rows = numbers(table[0], ITEMSIZE), at(numbers(table[1], ITEMSIZE), task * (depth + 1) * LANES)
+        if task == g.vectors:  # behind all of them
+            fill_zero(rows, LANES)
+            return
+        fill_zero(rows, (depth + 1) * LANES)
+        v = vector(g, task, LANES)
+        for lane in range(v.channels):
+            channel = v.y + lane
+            source = channel // g.dg * g.w_g + channel % g.dg * g.w_j
+            for tap in range(g.taps):
+                for k in range(g.cg):
+                    rows[(tap * g.cg + k) * LANES + lane] = w[source + tap * g.w_t + k * g.w_k]
+        if g.bias:
+            copy(at(rows, depth * LANES), at(numbers(table[2], ITEMSIZE), v.y), v.channels)
 
     return Body(pack_taps)
 
@@ -292,35 +299,39 @@ _SIZE = Correlate.dtype.itemsize
 
 
 @device
-def _block_row(g, geometry, n, p, x, packed, y, stream, LANES, GATHER):
+def _block_row(g, geometry, n, p, x, packed, y, stream, LANES):
     """Compute a row of outputs, all channels of it; `geometry` is the address of the phase's record."""
     row = p * g.stride_h - g.top
     r_0, r_1 = inside(row, g.h, g.dilation_h, g.R)
-    x_row = at(x, (n * g.h + row + r_0 * g.dilation_h) * g.w * g.c)
-    ahead = at(x, (n * g.h + row + (g.R - 1) * g.dilation_h + 1) * g.w * g.c)
-    taps, y_row = at(packed, g.w_0 + r_0 * g.w_r), at(y, g.y_0 + n * g.y_n + p * g.y_p)
-    for j in range(0, g.d, LANES):
-        channel, offsets = (0, g.offsets + 8 * j) if GATHER else (j, 0)
+    line = n * g.h + row
+    x_row, y_row = at(x, (line + r_0 * g.dilation_h) * g.w * g.c), at(y, g.y_0 + n * g.y_n + p * g.y_p)
+    ahead = at(x, (line + (g.R - 1) * g.dilation_h + 1) * g.w * g.c)
+    # what is left of x behind the last pixel that is read
+    behind = (g.n * g.h - (line + (r_1 - 1) * g.dilation_h + 1)) * g.w * g.c
+    for number in range(g.vectors):
+        v = vector(g, number, LANES)
+        w = at(packed, number * g.w_v)
         invoke(
             g.row,
             _Row(
-                at(x_row, channel),
-                at(taps, j),
-                at(packed, g.start + j),
+                at(x_row, v.x),
+                at(w, g.w_0 + r_0 * g.w_r),
+                at(w, g.start),
                 at(packed, g.zero),
-                at(ahead, j * g.w * g.stride_h),
-                at(y_row, j),
-                offsets,
+                at(ahead, number * g.ahead),
+                at(y_row, v.y),
                 geometry,
                 r_1 - r_0,
-                g.d - j,
+                v.channels,
+                v.elements,
+                behind + g.c - v.x >= g.reach,
                 stream,
             ),
         )
 
 
 @cache
-def correlate(LANES: int, GATHER: int, ITEMSIZE: int) -> Body:
+def correlate(LANES: int, ITEMSIZE: int) -> Body:
     """Make the body; it takes x, the packed weights and y. A task is a block of rows of an image, in all phases."""
 
     def correlate(operands, geometry, worker, task, fresh):
@@ -330,8 +341,8 @@ def correlate(LANES: int, GATHER: int, ITEMSIZE: int) -> Body:
         for phase in range(record(geometry, 0, Correlate).phases):
             g = record(geometry, phase, Correlate)
             n, block = task // g.blocks, task % g.blocks
-            stream = g.stream if table[2] % (LANES * ITEMSIZE) == 0 else 0
+            stream = g.stream != 0 and table[2] % (LANES * ITEMSIZE) == 0
             for p in range(block * g.block_p, min((block + 1) * g.block_p, g.p)):
-                _block_row(g, geometry + phase * _SIZE, n, p, x, packed, y, stream, LANES, GATHER)
+                _block_row(g, geometry + phase * _SIZE, n, p, x, packed, y, stream, LANES)
 
     return Body(correlate)

@@ -1,0 +1,22 @@
+"""What a pass is expected to take: counted multiply-adds, and loads and shuffles of x, or bytes."""
+
+from __future__ import annotations
+
+from ...problem import ConvProblem
+from ...runtime import machine
+from .constants import CUT
+from .lanes import Spread
+from .rows import Literal, columns, tiles
+
+__all__ = ["price"]
+
+
+def price(problem: ConvProblem, spread: Spread, literal: Literal) -> float:
+    """Return the cycles of any pass: of its instructions, or of its bytes, whichever take longer."""
+    n, oh, ow, _ = problem.y_shape
+    products = n * oh * ow * problem.kh * problem.kw * spread.cg * spread.vectors
+    pixels = next((p for p in tiles() if p <= ow), 1)
+    # A column of x is brought in once for all of its taps.
+    brought = products * len(columns(literal, pixels, literal.q1)) / (pixels * literal.q1)
+    moves = brought * (spread.pattern.moves(spread.lanes))
+    return max(products * CUT.product + moves * CUT.move, problem.bytes / machine.BYTES_A_CYCLE)
