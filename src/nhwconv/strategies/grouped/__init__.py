@@ -40,9 +40,9 @@ class Grouped:
     def program(self, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
         """Packed weights, then a correlation; or the sums of all slices, added up."""
         if pass_ == "forward":
-            steps = correlate_steps(problem, [forward_axes(problem)], False, wanted.bias)
+            steps = correlate_steps(problem, [forward_axes(problem)], False, wanted.bias, wanted.workers)
         elif pass_ == "input_grad":
-            steps = correlate_steps(problem, input_grad_axes(problem), True, False)
+            steps = correlate_steps(problem, input_grad_axes(problem), True, False, wanted.workers)
         else:
             steps = weight_grad_steps(problem, wanted)
         return Program(tuple(steps), wanted.workers)

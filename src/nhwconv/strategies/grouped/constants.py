@@ -18,6 +18,11 @@ class Cut:
     #: Cycles of a vector of products, and of a load or a shuffle.
     product: float = 0.6
     move: float = 0.9
+    #: Products of a number of x from which on its rows are copied with their padding; bytes of the rows of a task, which
+    #: stay in L2, and of those that one row of outputs may need.
+    gather: int = 24
+    scratch: int = 2**18
+    most_scratch: int = 2**19
     #: Weight gradient: pixels whose products are summed in registers.
     sum_pixels: int = 128
     #: Weight gradient: least rows of a slice, most slices, and most numbers of all their parts.

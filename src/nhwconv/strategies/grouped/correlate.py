@@ -23,30 +23,27 @@ from ..axes import Axis
 from ..blocking import inside
 from .constants import CUT
 from .lanes import Lanes, Spread, vector
+from .padded import Rows, View, left_behind, source_of_rows
 from .price import price
 from .rows import Literal, RowEmitter, literal_of
 
 __all__ = ["Correlate", "correlate", "correlate_steps"]
 
 
-class Correlate(Lanes):
+class Correlate(Rows):
     """One phase; all phases of a step have the same tasks."""
 
     phases: int
-    n: int  #: images; rows, columns and channels of x
-    h: int
-    w: int
-    c: int
     R: int  #: rows of taps; chunks of Q1 and of Q2 in a row; taps of a row
     chunks_1: int
     chunks_2: int
     Q: int
-    stride_h: int  #: how x is read; from one row of taps to the next, in elements
+    stride_h: int  #: how x is read: its first row and column, and from one row of taps to the next, in elements
     stride_w: int
     dilation_h: int
     dilation_w: int
     top: int
-    left: int
+    first: int
     x_r: int
     w_v: int  #: the packed weights of a vector, what its sums start from in there, and zeros behind all
     start: int
@@ -95,7 +92,7 @@ def _pack_step(problem: ConvProblem, spread: Spread, backward: bool, bias: bool)
     return Step(body, (g,), spread.vectors + 1, places("w", packed, "b" if bias else packed)), packed
 
 
-def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, bias: bool) -> list[Step]:
+def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, bias: bool, workers: int) -> list[Step]:
     """Return the steps of the correlation of x with w forward, or of dy with w backward in all phases."""
     itemsize = problem.dtype.itemsize
     lanes = machine.lanes(itemsize)
@@ -111,10 +108,12 @@ def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backw
     # A block of rows of a task, the same part of every phase.
     p = max(r.out for r, _ in phases)
     block_p = math.ceil(p / math.ceil(CUT.tasks / problem.n))
+    view = View(problem, spread, phases, backward, c)
+    block_p = view.fit(block_p)
     blocks = math.ceil(p / block_p)
     depth, tap = problem.kh * problem.kw * spread.cg * lanes, spread.cg * lanes
     shared: dict[str, SupportsInt] = dict(
-        **spread.fields(), phases=len(phases), n=problem.n, h=h, w=w, c=c,
+        **spread.fields(), **view.fields(block_p), phases=len(phases), n=problem.n, h=h, w=w, c=c,
         w_v=depth + lanes, start=depth, zero=spread.vectors * (depth + lanes), w_k=lanes,
         y_n=out_h * out_w * d, block_p=block_p, blocks=blocks,
         stream=d % lanes == 0 and problem.n * out_h * out_w * d * itemsize >= machine.STREAM_BYTES,
@@ -127,13 +126,14 @@ def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backw
             Correlate(
                 **shared, R=r.taps if q.taps else 0, chunks_1=chunks[0], chunks_2=chunks[1], Q=q.taps,
                 stride_h=r.stride, stride_w=q.stride, dilation_h=r.dilation, dilation_w=q.dilation,
-                top=r.before, left=q.before, x_r=r.dilation * w * c,
+                top=r.before, first=view.before - q.before, x_r=r.dilation * view.columns * view.pixel,
                 w_0=(r.first_tap * problem.kw + q.first_tap) * tap, w_r=r.tap_step * problem.kw * tap,
                 w_q=q.tap_step * tap, p=r.out, q=q.out, y_0=(r.start * out_w + q.start) * d,
                 y_p=r.step * out_w * d, y_q=q.step * d,
             )
         )  # fmt: skip
-    operands = places("dy" if backward else "x", packed, "dx" if backward else "y")
+    scratch = Part(shared["scratch"] * itemsize * workers, "padded rows of x")
+    operands = places("dy" if backward else "x", packed, "dx" if backward else "y", scratch)
     cycles = price(problem, spread, literal)
     return [pack, Step(correlate(lanes, itemsize), tuple(records), problem.n * blocks, operands, cycles)]
 
@@ -164,7 +164,7 @@ class _Row(NamedTuple):
 
 
 _FIELDS = (
-    "w", "c", "cg", "chunks_1", "chunks_2", "Q", "stride_w", "dilation_w", "left", "x_r", "w_r", "w_q", "w_k", "q",
+    "columns", "pixel", "cg", "chunks_1", "chunks_2", "Q", "stride_w", "dilation_w", "first", "x_r", "w_r", "w_q", "w_k", "q",
     "y_q",
 )  # fmt: skip
 
@@ -189,7 +189,6 @@ class _RowOfOutputs:
     def emit(self):
         """Emit all of it."""
         builder, value = self.builder, self.value
-        value["first"] = builder.neg(value["left"])
         if self.literal.pattern.cg == 1:
             value["cg"] = i64(1)
         self.first_sum = self.emitter.load(value["start"])
@@ -202,7 +201,7 @@ class _RowOfOutputs:
         builder, value = self.builder, self.value
         self.sums = [cgutils.alloca_once_value(builder, self.first_sum) for _ in range(pixels)]
         self.column, self.pixels, self.careful = column, pixels, careful
-        x = builder.gep(value["x"], [builder.mul(column, value["c"])])
+        x = builder.gep(value["x"], [builder.mul(column, value["pixel"])])
         self.rows.prefetch(value["ahead"], pixel, pixels)
         with cgutils.for_range(builder, value["rows"]) as row:
             x = builder.gep(x, [builder.mul(row.index, value["x_r"])])
@@ -224,7 +223,7 @@ class _RowOfOutputs:
                 x, taps, column = (builder.load(place) for place in moving)
                 self._chunk(x, column, taps, count)
                 columns = builder.mul(i64(count), self.dilation)
-                builder.store(builder.gep(x, [builder.mul(columns, value["c"])]), moving[0])
+                builder.store(builder.gep(x, [builder.mul(columns, value["pixel"])]), moving[0])
                 builder.store(builder.gep(taps, [builder.mul(i64(count), value["w_q"])]), moving[1])
                 builder.store(builder.add(column, columns), moving[2])
 
@@ -299,15 +298,13 @@ _SIZE = Correlate.dtype.itemsize
 
 
 @device
-def _block_row(g, geometry, n, p, x, packed, y, stream, LANES):
+def _block_row(g, geometry, n, p, source, x, packed, y, stream, LANES):
     """Compute a row of outputs, all channels of it; `geometry` is the address of the phase's record."""
     row = p * g.stride_h - g.top
     r_0, r_1 = inside(row, g.h, g.dilation_h, g.R)
-    line = n * g.h + row
-    x_row, y_row = at(x, (line + r_0 * g.dilation_h) * g.w * g.c), at(y, g.y_0 + n * g.y_n + p * g.y_p)
-    ahead = at(x, (line + (g.R - 1) * g.dilation_h + 1) * g.w * g.c)
-    # what is left of x behind the last pixel that is read
-    behind = (g.n * g.h - (line + (r_1 - 1) * g.dilation_h + 1)) * g.w * g.c
+    x_row, y_row = at(source, (row + r_0 * g.dilation_h) * g.columns * g.pixel), at(y, g.y_0 + n * g.y_n + p * g.y_p)
+    ahead = at(x, (n * g.h + row + (g.R - 1) * g.dilation_h + 1) * g.w * g.c)
+    left = left_behind(g, n, row + (r_1 - 1) * g.dilation_h)
     for number in range(g.vectors):
         v = vector(g, number, LANES)
         w = at(packed, number * g.w_v)
@@ -324,7 +321,7 @@ def _block_row(g, geometry, n, p, x, packed, y, stream, LANES):
                 r_1 - r_0,
                 v.channels,
                 v.elements,
-                behind + g.c - v.x >= g.reach,
+                left - v.x >= g.reach,
                 stream,
             ),
         )
@@ -332,17 +329,20 @@ def _block_row(g, geometry, n, p, x, packed, y, stream, LANES):
 
 @cache
 def correlate(LANES: int, ITEMSIZE: int) -> Body:
-    """Make the body; it takes x, the packed weights and y. A task is a block of rows of an image, in all phases."""
+    """Make the body; it takes x, the packed weights, y and scratch. A task is a block of rows of an image, in all phases."""
 
     def correlate(operands, geometry, worker, task, fresh):
         table = integers(operands)
         x, packed, y = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE), numbers(table[2], ITEMSIZE)
+        g = record(geometry, 0, Correlate)
+        n, block = task // g.blocks, task % g.blocks
+        scratch = at(numbers(table[3], ITEMSIZE), worker * g.scratch)
+        source = source_of_rows(g, block * g.block_p * g.stride_h, at(x, n * g.h * g.w * g.c), g.c, scratch)
         # All phases of a block of rows: they read the same rows of x and write the same lines of y.
-        for phase in range(record(geometry, 0, Correlate).phases):
+        for phase in range(g.phases):
             g = record(geometry, phase, Correlate)
-            n, block = task // g.blocks, task % g.blocks
             stream = g.stream != 0 and table[2] % (LANES * ITEMSIZE) == 0
             for p in range(block * g.block_p, min((block + 1) * g.block_p, g.p)):
-                _block_row(g, geometry + phase * _SIZE, n, p, x, packed, y, stream, LANES)
+                _block_row(g, geometry + phase * _SIZE, n, p, source, x, packed, y, stream, LANES)
 
     return Body(correlate)

@@ -4,9 +4,9 @@ A vector of y holds as many whole groups as fit, side by side as in memory; of a
 holds a part. So all vectors of y are alike: lane i belongs to group ``i // dg`` of its vector, and what it reads of x,
 the k-th channel of this group, lies ``i // dg * cg`` elements behind the k-th channel of the first group.
 
-For every k that is the same pattern, k elements further on. Where a vector holds one group it is a broadcast. Otherwise
-it takes loads of whole vectors and shuffles that are known when code is emitted: none with one channel a group, one
-within the vector that is loaded where as many channels come in as go out, and more loads where more come in.
+For every k that is the same pattern, k elements further on. Where a vector holds one or two groups, each number is
+broadcast. Otherwise it takes loads of whole vectors and shuffles that are known when code is emitted: none with one
+channel a group, one of the vector that is loaded where as many channels come in as go out, more where more come in.
 """
 
 from __future__ import annotations
@@ -49,9 +49,8 @@ class Spread(NamedTuple):
 
     def fields(self) -> dict[str, int]:
         """Return the fields of `Lanes`."""
-        reach = self.cg
-        if self.whole > 1:
-            reach += self.pattern.loads(self.lanes)[-1].offset + self.lanes - 1
+        last = self.pattern.loads(self.lanes)[-1]
+        reach = last.offset + last.width + self.cg - 1
         return dict(
             groups=self.groups, cg=self.cg, dg=self.dg, whole=self.whole, pieces=self.pieces, vectors=self.vectors,
             reach=reach,
@@ -59,10 +58,16 @@ class Spread(NamedTuple):
 
 
 class Load(NamedTuple):
-    """A load of a vector: how many elements on, and which of its elements goes to which lane."""
+    """A load: how many elements on, of how many, and which of them goes to which lane; one is broadcast."""
 
     offset: int
+    width: int
     taken: dict[int, int]
+
+    @property
+    def turned(self) -> bool:
+        """Whether an element that is loaded has to change its lane."""
+        return self.width > 1 and any(lane != element for lane, element in self.taken.items())
 
 
 class Pattern(NamedTuple):
@@ -74,20 +79,19 @@ class Pattern(NamedTuple):
 
     def loads(self, lanes: int) -> list[Load]:
         """Return the loads that bring in a channel of every group: each of as many groups as it reaches."""
-        each = (lanes - 1) // self.cg + 1
+        if self.whole == 1:
+            return [Load(0, 1, dict.fromkeys(range(lanes), 0))]
+        each, width = (1, 1) if self.whole == 2 else ((lanes - 1) // self.cg + 1, lanes)
         found = []
         for first in range(0, self.whole, each):
             groups = {i: i // self.dg - first for i in range(self.whole * self.dg)}
-            found.append(Load(first * self.cg, {i: g * self.cg for i, g in groups.items() if g in range(each)}))
+            found.append(Load(first * self.cg, width, {i: g * self.cg for i, g in groups.items() if g in range(each)}))
         return found
 
     def moves(self, lanes: int) -> int:
         """Return how many loads and shuffles bring them to their lanes."""
-        if self.whole == 1:
-            return 1
         loads = self.loads(lanes)
-        turned = any(lane != element for lane, element in loads[0].taken.items())
-        return len(loads) + max(len(loads) - 1, int(turned))
+        return len(loads) + max(len(loads) - 1, int(loads[0].turned))
 
 
 class Lanes(Record):

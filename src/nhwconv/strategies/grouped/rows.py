@@ -103,8 +103,12 @@ class RowEmitter:
         emit = self.emitter
         self.mask = emit.first_lanes(value["channels"])
         self.full = builder.icmp_signed(">=", value["channels"], i64(emit.lanes))
-        self.loads = [] if literal.pattern.whole == 1 else literal.pattern.loads(emit.lanes)
-        self.masks = [emit.first_lanes(builder.sub(value["elements"], i64(load.offset))) for load in self.loads]
+        self.loads = literal.pattern.loads(emit.lanes)
+        record = builder.inttoptr(value["geometry"], I64.as_pointer())
+        self.low = emit.first_lanes(builder.load(builder.gep(record, [i64(geometry.names.index("dg"))])))
+        #: how many elements of each load exist
+        self.left = [builder.sub(value["elements"], i64(load.offset)) for load in self.loads]
+        self.masks = [emit.first_lanes(left) for left in self.left]
 
     def steps(self):
         """Return the pixels that one step of stride and one of dilation move; literal columns are counted in ones."""
@@ -113,23 +117,23 @@ class RowEmitter:
     def load_x(self, address, column, careful):
         """Load what the lanes read of a pixel; where `careful`, zeros if it is outside, and only what they need."""
         builder, emit = self.builder, self.emitter
-        inside = builder.icmp_unsigned("<", column, self.value["w"]) if careful else None
-
-        def place(offset):
-            there = builder.gep(address, [i64(offset)]) if offset else address
-            return builder.select(inside, there, self.value["zero"]) if careful else there
-
-        if not self.loads:
-            return emit.broadcast(place(0))
+        inside = builder.icmp_unsigned("<", column, self.value["columns"]) if careful else None
         vector, at = None, {}
-        for load, mask in zip(self.loads, self.masks, strict=True):
-            loaded = emit.load(place(load.offset), mask if careful else None)
-            vector, at = (loaded, load.taken) if vector is None else self._merge(vector, at, loaded, load.taken)
-        return vector if all(lane == element for lane, element in at.items()) else self._merge(vector, at, vector, {})[0]
+        for load, left, mask in zip(self.loads, self.left, self.masks, strict=True):
+            place = builder.gep(address, [i64(load.offset)])
+            if careful:
+                exists = builder.and_(inside, builder.icmp_signed(">", left, i64(0)))
+                place = builder.select(exists, place, self.value["zero"])
+            loaded = emit.broadcast(place) if load.width == 1 else emit.load(place, mask if careful else None)
+            taken = {i: i for i in load.taken} if load.width == 1 else load.taken
+            vector, at = (loaded, taken) if vector is None else self._merge(vector, at, loaded, taken)
+        return self._merge(vector, at, vector, {})[0] if any(i != element for i, element in at.items()) else vector
 
     def _merge(self, a, at, b, taken):
         """Return a vector whose lanes hold elements of a and of b, and where these are now."""
         lanes = self.emitter.lanes
+        if self.literal.pattern.whole == 2:
+            return self.builder.select(self.low, a, b), {i: i for i in (*at, *taken)}
         order = [at[i] if i in at else lanes + taken[i] if i in taken else i for i in range(lanes)]
         kind = ir.VectorType(ir.IntType(32), lanes)
         return self.builder.shuffle_vector(a, b, ir.Constant(kind, order)), {i: i for i in (*at, *taken)}
@@ -140,7 +144,7 @@ class RowEmitter:
         `address` is that of column `first`. The rows of a column follow one another, so that their sums, which do not
         wait for one another, keep the multiply-adds busy.
         """
-        builder, pitch = self.builder, self.value["c"]
+        builder, pitch = self.builder, self.value["pixel"]
         stride, dilation = self.steps()
         near, far = builder.mul(stride, pitch), builder.mul(dilation, pitch)
         a, b = 0, 0
@@ -187,7 +191,7 @@ class RowEmitter:
             stride = i64(self.stride) if self.stride else value["stride_w"]
             column = builder.add(builder.mul(pixel, stride), value["first"])
             last = builder.add(column, builder.add(builder.mul(i64(pixels - 1), stride), reach))
-            inside = builder.and_(builder.icmp_signed(">=", column, i64(0)), builder.icmp_signed("<", last, value["w"]))
+            inside = builder.and_(builder.icmp_signed(">=", column, i64(0)), builder.icmp_signed("<", last, value["columns"]))
             with builder.if_else(builder.and_(inside, value["plain"])) as (plain, careful):
                 with plain:
                     body(pixel, column, pixels, False)

@@ -26,20 +26,17 @@ from ..bias import sum_slices
 from ..blocking import inside
 from .constants import CUT
 from .lanes import Lanes, Spread, vector
+from .padded import Rows, View, left_behind, source_of_rows
 from .price import price
 from .rows import Literal, RowEmitter, literal_of, sum_rows
 
 __all__ = ["WeightGrad", "sum_taps", "weight_grad", "weight_grad_steps"]
 
 
-class WeightGrad(Lanes):
+class WeightGrad(Rows):
     """The sums of all taps."""
 
-    n: int  #: images; rows, columns and channels of x; channels of y
-    h: int
-    w: int
-    c: int
-    d: int
+    d: int  #: channels of y
     p: int  #: rows and columns of outputs
     q: int
     R: int  #: rows of taps; chunks of Q1 and of Q2 in a row, and their taps; taps of a row
@@ -50,12 +47,12 @@ class WeightGrad(Lanes):
     rows_1: int  #: rows of taps that are summed together, for either chunk
     rows_2: int
     Q: int
-    stride_h: int  #: how x is read; from one row of taps, and of outputs, to the next
+    stride_h: int  #: how x is read: its first row and column; from one row of taps, and of outputs, to the next
     stride_w: int
     dilation_h: int
     dilation_w: int
     top: int
-    left: int
+    first: int
     x_r: int
     x_p: int
     y_p: int
@@ -84,22 +81,26 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     part, lines = part_v * spread.vectors, problem.n * problem.oh
     slices = max(1, min(CUT.most_slices, CUT.parts_limit // part, lines // CUT.slice_lines))
     block = math.ceil(spread.vectors / math.ceil(CUT.most_slices / slices))
+    lines_summed = max(1, CUT.sum_pixels // problem.ow)
+    channels = min(problem.c, ((block + spread.pieces - 2) // spread.pieces + 1) * spread.whole * problem.cg)
+    view = View(problem, spread, [(rows, columns)], False, channels)
     g = WeightGrad(
-        **spread.fields(), n=problem.n, h=problem.h, w=problem.w, c=problem.c, d=problem.d, p=problem.oh, q=problem.ow,
+        **spread.fields(), **view.fields(lines_summed), n=problem.n, h=problem.h, w=problem.w, c=problem.c, d=problem.d, p=problem.oh, q=problem.ow,
         R=rows.taps, chunks_1=chunks[0], chunks_2=chunks[1], q_1=literal.q1, q_2=literal.q2,
         rows_1=sum_rows(literal.q1), rows_2=sum_rows(max(literal.q2, 1)), Q=columns.taps,
         stride_h=rows.stride, stride_w=columns.stride, dilation_h=rows.dilation, dilation_w=columns.dilation,
-        top=rows.before, left=columns.before, x_r=rows.dilation * problem.w * problem.c,
-        x_p=rows.stride * problem.w * problem.c, y_p=problem.ow * problem.d, slices=slices,
-        lines=max(1, CUT.sum_pixels // problem.ow), block=block, part=part, part_v=part_v,
+        top=rows.before, first=view.before - columns.before, x_r=rows.dilation * view.columns * view.pixel,
+        x_p=rows.stride * view.columns * view.pixel, y_p=problem.ow * problem.d, slices=slices,
+        lines=lines_summed, block=block, part=part, part_v=part_v,
         part_r=problem.kw * problem.cg * lanes, part_q=problem.cg * lanes, make_bias=wanted.bias,
         sums=_sums(problem.dtype.name, literal),
     )  # fmt: skip
     parts = Part(slices * part * itemsize, "parts of dw")
     sums = Part(slices * problem.d * itemsize if wanted.bias else 0, "parts of db")
     zeros = Part(_ZEROS * wanted.workers, "zeros")
+    scratch = Part(g.scratch * itemsize * wanted.workers, "padded rows of x")
     body, tasks = weight_grad(lanes, itemsize), slices * math.ceil(spread.vectors / block)
-    steps = [Step(body, (g,), tasks, places("x", "dy", parts, sums, zeros), price(problem, spread, literal))]
+    steps = [Step(body, (g,), tasks, places("x", "dy", parts, sums, zeros, scratch), price(problem, spread, literal))]
     if wanted.bias:
         steps.append(sum_slices(problem, slices, sums, wanted.accumulate))
     total = SumTaps(
@@ -136,7 +137,7 @@ class _Sums(NamedTuple):
     plain: bool
 
 
-_FIELDS = ("w", "c", "d", "stride_w", "dilation_w", "q", "x_r", "x_p", "y_p", "part_r", "part_q")
+_FIELDS = ("columns", "pixel", "d", "stride_w", "dilation_w", "q", "x_r", "x_p", "y_p", "part_r", "part_q")
 
 
 def _sums(dtype: str, literal: Literal) -> Native:
@@ -181,7 +182,7 @@ def _emit_sums(emitted, taps, rows):
                 emit.load(builder.gep(dy, [builder.mul(i64(i), value["d"])]), emitted.mask if careful else None)
                 for i in range(pixels)
             ]
-            x = builder.gep(x_line, [builder.mul(column, value["c"])])
+            x = builder.gep(x_line, [builder.mul(column, value["pixel"])])
             if taps <= 3 and emitted.literal.pattern.cg == 1:  # more taps have work enough to hide the memory behind
                 emitted.prefetch(x_ahead, pixel, pixels)
                 emitted.prefetch(dy_ahead, pixel, pixels, 1)
@@ -209,17 +210,16 @@ _ZEROS = 64
 
 
 @device
-def _add_vector(g, geometry, number, n, p, line, lines, r_0, r_1, x, dy, part, zero, LANES):
+def _add_vector(g, geometry, number, x_0, n, p, line, lines, r_0, r_1, source, x, dy, part, zero, LANES):
     """Add the products of `lines` lines, which meet rows of taps ``r_0:r_1``, for a vector of channels."""
     v = vector(g, number, LANES)
     row = p * g.stride_h - g.top
     ahead_row = n * g.h + row + (g.R - 1) * g.dilation_h + 1 + (lines - 1) * g.stride_h
     ahead_x = at(x, ahead_row * g.w * g.c + v.x * lines * g.w * g.stride_h)
     ahead_dy = at(dy, (line + lines) * g.q * g.d + v.y * lines * g.q)
-    # what is left of x and dy behind the last pixels that are read
-    behind_x = (g.n * g.h - (n * g.h + row + (lines - 1) * g.stride_h + (r_1 - 1) * g.dilation_h + 1)) * g.w * g.c
-    behind_dy = (g.n * g.p - (line + lines)) * g.q * g.d
-    plain = behind_x + g.c - v.x >= g.reach and behind_dy + g.d - v.y >= LANES
+    left = left_behind(g, n, row + (lines - 1) * g.stride_h + (r_1 - 1) * g.dilation_h)
+    left_dy = (g.n * g.p - (line + lines)) * g.q * g.d + g.d
+    plain = left - v.x >= g.reach and left_dy - v.y >= LANES
     tap = 0
     for chunk in range(g.chunks_1 + g.chunks_2):
         taps, most = (g.q_1, g.rows_1) if chunk < g.chunks_1 else (g.q_2, g.rows_2)
@@ -230,7 +230,7 @@ def _add_vector(g, geometry, number, n, p, line, lines, r_0, r_1, x, dy, part, z
                 invoke(
                     g.sums,
                     _Sums(
-                        at(x, (n * g.h + row + r * g.dilation_h) * g.w * g.c + v.x + k),
+                        at(source, (row + r * g.dilation_h) * g.columns * g.pixel + v.x - x_0 + k),
                         at(dy, line * g.q * g.d + v.y),
                         ahead_x,
                         ahead_dy,
@@ -240,7 +240,7 @@ def _add_vector(g, geometry, number, n, p, line, lines, r_0, r_1, x, dy, part, z
                         taps,
                         rows,
                         lines,
-                        tap * g.dilation_w - g.left,
+                        tap * g.dilation_w + g.first,
                         v.channels,
                         v.elements,
                         plain,
@@ -252,7 +252,7 @@ def _add_vector(g, geometry, number, n, p, line, lines, r_0, r_1, x, dy, part, z
 
 @cache
 def weight_grad(LANES: int, ITEMSIZE: int) -> Body:
-    """Make the body; it takes x, dy, the parts of dw, the parts of db and zeros.
+    """Make the body; it takes x, dy, the parts of dw, the parts of db, zeros and scratch.
 
     A task is a slice of the rows of all images, and some vectors of channels.
     """
@@ -266,8 +266,8 @@ def weight_grad(LANES: int, ITEMSIZE: int) -> Body:
             fill_zero(zero, LANES)
         piece, v_0 = task % g.slices, task // g.slices * g.block
         v_1 = min(v_0 + g.block, g.vectors)
-        d_0, last = vector(g, v_0, LANES).y, vector(g, v_1 - 1, LANES)
-        d_1 = last.y + last.channels
+        d_0, d_1, x_0, x_1 = _channels(g, v_0, v_1, LANES)
+        scratch = at(numbers(table[5], ITEMSIZE), worker * g.scratch)
         part, bias = at(numbers(table[2], ITEMSIZE), piece * g.part), at(numbers(table[3], ITEMSIZE), piece * g.d + d_0)
         fill_zero(at(part, v_0 * g.part_v), (v_1 - v_0) * g.part_v)
         if g.make_bias:
@@ -279,11 +279,22 @@ def weight_grad(LANES: int, ITEMSIZE: int) -> Body:
             lines = _alike(g, p, min(g.lines, end - line, g.p - p), r_0, r_1)
             if g.make_bias:
                 add_rows(at(dy, line * g.q * g.d + d_0), g.d, lines * g.q, d_1 - d_0, bias)
+            image = at(x, n * g.h * g.w * g.c + x_0)
+            source = source_of_rows(g, p * g.stride_h - g.top + g.above, image, x_1 - x_0, scratch)
             for number in range(v_0, v_1):
-                _add_vector(g, geometry, number, n, p, line, lines, r_0, r_1, x, dy, part, zero, LANES)
+                _add_vector(
+                    g, geometry, number, x_0, n, p, line, lines, r_0, r_1, source, x, dy, part, zero, LANES
+                )  # fmt: skip
             line += lines
 
     return Body(weight_grad)
+
+
+@device
+def _channels(g, v_0, v_1, LANES):
+    """Return which channels of y some vectors are, from and up to, and which channels of x they need."""
+    first, last = vector(g, v_0, LANES), vector(g, v_1 - 1, LANES)
+    return first.y, last.y + last.channels, first.x, last.x + last.elements + g.cg - 1
 
 
 @device
