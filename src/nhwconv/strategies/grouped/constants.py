@@ -15,9 +15,12 @@ class Cut:
     tasks: int = 32
     #: Channels of a group at most, of x and of y; more make better use of a register tile of many channels.
     most_channels: int = 32
-    #: Cycles of a vector of products, and of a load or a shuffle.
-    product: float = 0.6
-    move: float = 0.9
+    #: Cycles of a vector of products in a correlation and in a weight gradient, of a load or a shuffle, and of a vector
+    #: of outputs.
+    product: float = 0.5
+    sum: float = 0.55
+    move: float = 0.1
+    output: float = 3
     #: Products of a number of x from which on its rows are copied with their padding; bytes of the rows of a task, which
     #: stay in L2, and of those that one row of outputs may need.
     gather: int = 24

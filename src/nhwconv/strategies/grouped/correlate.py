@@ -134,7 +134,7 @@ def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backw
         )  # fmt: skip
     scratch = Part(shared["scratch"] * itemsize * workers, "padded rows of x")
     operands = places("dy" if backward else "x", packed, "dx" if backward else "y", scratch)
-    cycles = price(problem, spread, literal)
+    cycles = price(problem, spread, literal, CUT.product)
     return [pack, Step(correlate(lanes, itemsize), tuple(records), problem.n * blocks, operands, cycles)]
 
 

@@ -43,7 +43,8 @@ class View:
         used = [q for r, q in phases if r.taps * q.taps]
         w, c = (problem.ow, problem.d) if backward else (problem.w, problem.c)
         self.above = max((r.before for r in self.rows), default=0)
-        self.gather = problem.kh * problem.kw * spread.cg >= CUT.gather * len(phases) and any(q.padded for q in used)
+        strides = phases[0][0].stride * phases[0][1].stride
+        self.gather = problem.kh * problem.kw * spread.cg >= CUT.gather * strides and any(q.padded for q in used)
         self.columns, self.pixel, self.before = w, c, 0
         if self.gather:
             self.before = max(q.before for q in used)

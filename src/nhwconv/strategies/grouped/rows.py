@@ -148,18 +148,17 @@ class RowEmitter:
         stride, dilation = self.steps()
         near, far = builder.mul(stride, pitch), builder.mul(dilation, pitch)
         a, b = 0, 0
-        start, column_start = address, first
+        start, column_start = [builder.gep(address, [offset]) if row else address for row, offset in enumerate(rows)], first
         for i, s, pairs in columns(self.literal, pixels, taps):
             if i != a:
-                start = builder.gep(start, [builder.mul(i64(i - a), near)])
+                start = [builder.gep(place, [builder.mul(i64(i - a), near)]) for place in start]
                 column_start = builder.add(column_start, builder.mul(i64(i - a), stride))
-                address, column, a, b = start, column_start, i, 0
+                places, column, a, b = start, column_start, i, 0
             if s != b:
-                address, column, b = builder.gep(address, [far]), builder.add(column, dilation), s
+                places, column, b = [builder.gep(p, [far]) for p in places], builder.add(column, dilation), s
             if (i, s) == (0, 0):
-                column = column_start
-            for row, offset in enumerate(rows):
-                place = builder.gep(address, [offset]) if row else address
+                places, column = start, column_start
+            for row, place in enumerate(places):
                 action(self.load_x(place, column, careful), pairs, row)
 
     def prefetch(self, ahead, pixel, pixels, lines=0):

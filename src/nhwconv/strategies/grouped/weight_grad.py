@@ -14,16 +14,16 @@ from typing import NamedTuple
 from numba.core import cgutils
 
 from ...codegen.native import Native, Pointer, invoke, native
-from ...codegen.simd import add_rows, at, fill_zero, i64, integers, numbers
+from ...codegen.simd import add_rows, at, copy, fill_zero, i64, integers, numbers
 from ...problem import ConvProblem
 from ...program import Part, Step, places
-from ...runtime import machine
+from ...runtime import arrays, machine
 from ...runtime.jit import Body, device
 from ...runtime.records import Record, record
 from ..axes import forward_axes
 from ..base import Wanted
 from ..bias import sum_slices
-from ..blocking import inside
+from ..blocking import inside, point_pitch
 from .constants import CUT
 from .lanes import Lanes, Spread, vector
 from .padded import Rows, View, left_behind, source_of_rows
@@ -56,6 +56,8 @@ class WeightGrad(Rows):
     x_r: int
     x_p: int
     y_p: int
+    pixel_d: int  #: from one pixel of dy to the next, where it is read, and where its rows are in scratch
+    s_dy: int
     slices: int  #: of the rows of all images; rows that are summed in registers; vectors of a task
     lines: int
     block: int
@@ -79,18 +81,25 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     literal = literal_of({columns.taps}, columns.stride, columns.dilation, spread.pattern)
     chunks, part_v = literal.split(columns.taps), problem.kh * problem.kw * problem.cg * lanes
     part, lines = part_v * spread.vectors, problem.n * problem.oh
-    slices = max(1, min(CUT.most_slices, CUT.parts_limit // part, lines // CUT.slice_lines))
+    # Where groups have many channels, a part is large beside the pixels of a slice: vectors are cut instead.
+    slices = max(1, min(CUT.most_slices, CUT.parts_limit // (part * problem.cg), lines // CUT.slice_lines))
     block = math.ceil(spread.vectors / math.ceil(CUT.most_slices / slices))
     lines_summed = max(1, CUT.sum_pixels // problem.ow)
     channels = min(problem.c, ((block + spread.pieces - 2) // spread.pieces + 1) * spread.whole * problem.cg)
     view = View(problem, spread, [(rows, columns)], False, channels)
+    # With the rows of x go those of dy: both are read for every channel of a group.
+    held = view.fields(lines_summed)
+    pixel_d, s_dy = problem.d, held["scratch"]
+    if view.gather:
+        pixel_d = point_pitch(block * lanes, lanes)
+        held["scratch"] += arrays.apart(lines_summed * problem.ow * pixel_d + lanes, itemsize)
     g = WeightGrad(
-        **spread.fields(), **view.fields(lines_summed), n=problem.n, h=problem.h, w=problem.w, c=problem.c, d=problem.d, p=problem.oh, q=problem.ow,
+        **spread.fields(), **held, n=problem.n, h=problem.h, w=problem.w, c=problem.c, d=problem.d, p=problem.oh, q=problem.ow,
         R=rows.taps, chunks_1=chunks[0], chunks_2=chunks[1], q_1=literal.q1, q_2=literal.q2,
         rows_1=sum_rows(literal.q1), rows_2=sum_rows(max(literal.q2, 1)), Q=columns.taps,
         stride_h=rows.stride, stride_w=columns.stride, dilation_h=rows.dilation, dilation_w=columns.dilation,
         top=rows.before, first=view.before - columns.before, x_r=rows.dilation * view.columns * view.pixel,
-        x_p=rows.stride * view.columns * view.pixel, y_p=problem.ow * problem.d, slices=slices,
+        x_p=rows.stride * view.columns * view.pixel, y_p=problem.ow * pixel_d, pixel_d=pixel_d, s_dy=s_dy, slices=slices,
         lines=lines_summed, block=block, part=part, part_v=part_v,
         part_r=problem.kw * problem.cg * lanes, part_q=problem.cg * lanes, make_bias=wanted.bias,
         sums=_sums(problem.dtype.name, literal),
@@ -100,7 +109,7 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     zeros = Part(_ZEROS * wanted.workers, "zeros")
     scratch = Part(g.scratch * itemsize * wanted.workers, "padded rows of x")
     body, tasks = weight_grad(lanes, itemsize), slices * math.ceil(spread.vectors / block)
-    steps = [Step(body, (g,), tasks, places("x", "dy", parts, sums, zeros, scratch), price(problem, spread, literal))]
+    steps = [Step(body, (g,), tasks, places("x", "dy", parts, sums, zeros, scratch), price(problem, spread, literal, CUT.sum))]
     if wanted.bias:
         steps.append(sum_slices(problem, slices, sums, wanted.accumulate))
     total = SumTaps(
@@ -137,7 +146,7 @@ class _Sums(NamedTuple):
     plain: bool
 
 
-_FIELDS = ("columns", "pixel", "d", "stride_w", "dilation_w", "q", "x_r", "x_p", "y_p", "part_r", "part_q")
+_FIELDS = ("columns", "pixel", "pixel_d", "cg", "stride_w", "dilation_w", "q", "x_r", "x_p", "y_p", "part_r", "part_q")
 
 
 def _sums(dtype: str, literal: Literal) -> Native:
@@ -146,6 +155,8 @@ def _sums(dtype: str, literal: Literal) -> Native:
     def emit(module, name):
         emitted = RowEmitter(module, name, dtype, _Sums, WeightGrad, _FIELDS, literal)
         builder, value = emitted.builder, emitted.value
+        if literal.pattern.cg == 1:
+            value["cg"] = i64(1)
         done = builder.append_basic_block("done")
         case = builder.add(builder.mul(value["taps"], i64(8)), value["rows"])
         switch = builder.switch(case, done)
@@ -154,7 +165,9 @@ def _sums(dtype: str, literal: Literal) -> Native:
                 block = builder.append_basic_block(f"sums_{rows}x{taps}")
                 switch.add_case(i64(taps * 8 + rows), block)
                 builder.position_at_end(block)
-                _emit_sums(emitted, taps, rows)
+                with cgutils.for_range(builder, value["cg"]) as k:
+                    part = builder.gep(value["part"], [builder.mul(k.index, i64(emitted.emitter.lanes))])
+                    _emit_sums(emitted, taps, rows, builder.gep(value["x"], [k.index]), part)
                 builder.branch(done)
         builder.position_at_end(done)
         builder.ret_void()
@@ -162,27 +175,27 @@ def _sums(dtype: str, literal: Literal) -> Native:
     return native(f"nhwconv_grouped_sums_{dtype}_{literal.name}", emit)
 
 
-def _emit_sums(emitted, taps, rows):
-    """Emit the sums of ``rows x taps`` taps over all lines."""
+def _emit_sums(emitted, taps, rows, x, part):
+    """Emit the sums of ``rows x taps`` taps over all lines, for one channel of each group."""
     builder, emit, value = emitted.builder, emitted.emitter, emitted.value
     sums = [[cgutils.alloca_once(builder, emit.vector) for _ in range(taps)] for _ in range(rows)]
     for s in (s for row in sums for s in row):
         builder.store(emit.zero, s)
     reach = builder.mul(i64(taps - 1), i64(emitted.dilation) if emitted.dilation else value["dilation_w"])
     with cgutils.for_range(builder, value["lines"]) as loop:
-        x_line = builder.gep(value["x"], [builder.mul(loop.index, value["x_p"])])
+        x_line = builder.gep(x, [builder.mul(loop.index, value["x_p"])])
         dy_line = builder.gep(value["dy"], [builder.mul(loop.index, value["y_p"])])
         pixels_before = builder.mul(loop.index, value["q"])
         x_ahead = builder.gep(value["ahead_x"], [builder.mul(pixels_before, i64(emitted.lines * emit.lanes))])
         dy_ahead = builder.gep(value["ahead_dy"], [builder.mul(pixels_before, i64(emit.lanes))])
 
         def body(pixel, column, pixels, careful):
-            dy = builder.gep(dy_line, [builder.mul(pixel, value["d"])])
+            dy = builder.gep(dy_line, [builder.mul(pixel, value["pixel_d"])])
             factors = [
-                emit.load(builder.gep(dy, [builder.mul(i64(i), value["d"])]), emitted.mask if careful else None)
+                emit.load(builder.gep(dy, [builder.mul(i64(i), value["pixel_d"])]), emitted.mask if careful else None)
                 for i in range(pixels)
             ]
-            x = builder.gep(x_line, [builder.mul(column, value["pixel"])])
+            x_tile = builder.gep(x_line, [builder.mul(column, value["pixel"])])
             if taps <= 3 and emitted.literal.pattern.cg == 1:  # more taps have work enough to hide the memory behind
                 emitted.prefetch(x_ahead, pixel, pixels)
                 emitted.prefetch(dy_ahead, pixel, pixels, 1)
@@ -193,13 +206,13 @@ def _emit_sums(emitted, taps, rows):
                     builder.store(emit.multiply_add(vector, factors[i], builder.load(total)), total)
 
             x_rows = [builder.mul(i64(row), value["x_r"]) for row in range(rows)]
-            emitted.each_column(x, column, pixels, taps, careful, add, x_rows)
+            emitted.each_column(x_tile, column, pixels, taps, careful, add, x_rows)
 
         emitted.each_tile(value["q"], reach, body)
     for r, row in enumerate(sums):
         for s, total in enumerate(row):
             offset = builder.add(builder.mul(i64(r), value["part_r"]), builder.mul(i64(s), value["part_q"]))
-            address = builder.gep(value["part"], [offset])
+            address = builder.gep(part, [offset])
             emit.store(builder.fadd(emit.load(address), builder.load(total)), address)
 
 
@@ -210,7 +223,7 @@ _ZEROS = 64
 
 
 @device
-def _add_vector(g, geometry, number, x_0, n, p, line, lines, r_0, r_1, source, x, dy, part, zero, LANES):
+def _add_vector(g, geometry, number, x_0, d_0, n, p, line, lines, r_0, r_1, source, source_dy, x, dy, part, zero, LANES):
     """Add the products of `lines` lines, which meet rows of taps ``r_0:r_1``, for a vector of channels."""
     v = vector(g, number, LANES)
     row = p * g.stride_h - g.top
@@ -219,33 +232,32 @@ def _add_vector(g, geometry, number, x_0, n, p, line, lines, r_0, r_1, source, x
     ahead_dy = at(dy, (line + lines) * g.q * g.d + v.y * lines * g.q)
     left = left_behind(g, n, row + (lines - 1) * g.stride_h + (r_1 - 1) * g.dilation_h)
     left_dy = (g.n * g.p - (line + lines)) * g.q * g.d + g.d
-    plain = left - v.x >= g.reach and left_dy - v.y >= LANES
+    plain = left - v.x >= g.reach and (g.gather != 0 or left_dy - v.y >= LANES)
     tap = 0
     for chunk in range(g.chunks_1 + g.chunks_2):
         taps, most = (g.q_1, g.rows_1) if chunk < g.chunks_1 else (g.q_2, g.rows_2)
         r = r_0
         while r < r_1:
             rows = most if r + most <= r_1 else 1
-            for k in range(g.cg):
-                invoke(
-                    g.sums,
-                    _Sums(
-                        at(source, (row + r * g.dilation_h) * g.columns * g.pixel + v.x - x_0 + k),
-                        at(dy, line * g.q * g.d + v.y),
-                        ahead_x,
-                        ahead_dy,
-                        zero,
-                        at(part, number * g.part_v + r * g.part_r + tap * g.part_q + k * LANES),
-                        geometry,
-                        taps,
-                        rows,
-                        lines,
-                        tap * g.dilation_w + g.first,
-                        v.channels,
-                        v.elements,
-                        plain,
-                    ),
-                )
+            invoke(
+                g.sums,
+                _Sums(
+                    at(source, (row + r * g.dilation_h) * g.columns * g.pixel + v.x - x_0),
+                    at(source_dy, v.y - d_0),
+                    ahead_x,
+                    ahead_dy,
+                    zero,
+                    at(part, number * g.part_v + r * g.part_r + tap * g.part_q),
+                    geometry,
+                    taps,
+                    rows,
+                    lines,
+                    tap * g.dilation_w + g.first,
+                    v.channels,
+                    v.elements,
+                    plain,
+                ),
+            )
             r += rows
         tap += taps
 
@@ -281,9 +293,11 @@ def weight_grad(LANES: int, ITEMSIZE: int) -> Body:
                 add_rows(at(dy, line * g.q * g.d + d_0), g.d, lines * g.q, d_1 - d_0, bias)
             image = at(x, n * g.h * g.w * g.c + x_0)
             source = source_of_rows(g, p * g.stride_h - g.top + g.above, image, x_1 - x_0, scratch)
+            source_dy = _dy_rows(g, at(dy, line * g.q * g.d + d_0), lines * g.q, d_1 - d_0, at(scratch, g.s_dy))
             for number in range(v_0, v_1):
                 _add_vector(
-                    g, geometry, number, x_0, n, p, line, lines, r_0, r_1, source, x, dy, part, zero, LANES
+                    g, geometry, number, x_0, d_0, n, p, line, lines, r_0, r_1, source, source_dy, x, dy, part, zero,
+                    LANES,
                 )  # fmt: skip
             line += lines
 
@@ -295,6 +309,16 @@ def _channels(g, v_0, v_1, LANES):
     """Return which channels of y some vectors are, from and up to, and which channels of x they need."""
     first, last = vector(g, v_0, LANES), vector(g, v_1 - 1, LANES)
     return first.y, last.y + last.channels, first.x, last.x + last.elements + g.cg - 1
+
+
+@device
+def _dy_rows(g, dy, pixels, channels, scratch):
+    """Return where pixels of dy are read: as they lie, or in scratch, copied now."""
+    if not g.gather:
+        return dy
+    for pixel in range(pixels):
+        copy(at(scratch, pixel * g.pixel_d), at(dy, pixel * g.d), channels)
+    return scratch
 
 
 @device
