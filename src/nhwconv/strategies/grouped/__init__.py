@@ -4,8 +4,8 @@
 - input_grad: a correlation of dy with the flipped w, once for every phase of the stride;
 - weight_grad: for every tap and channel of a group, a sum over the pixels of products of dy and x.
 
-A vector holds several groups (`lanes`), so that no multiply-add is spent on a zero between groups. Depthwise is the case of
-one channel a group; with a channel multiplier m, output channel j reads input channel ``j // m``.
+A vector holds several groups (`lanes`), so that no multiply-add is spent on a zero between groups. Depthwise is the
+case of one channel a group; with a channel multiplier m, output channel j reads input channel ``j // m``.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Grouped:
         if problem.cg == 1 or (problem.groups > 1 and max(problem.cg, problem.dg) <= CUT.most_channels):
             return None
         return (
-            f"it needs one channel of x a group, or several groups of at most {CUT.most_channels} channels of x and of y, "
-            f"but there are {problem.groups} groups of {problem.cg} and {problem.dg}"
+            f"it needs one channel of x a group, or several groups of at most {CUT.most_channels} channels of x and "
+            f"of y, but groups is {problem.groups}, of {problem.cg} and {problem.dg} channels"
         )
 
     def program(self, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:

@@ -21,9 +21,9 @@ class Cut:
     sum: float = 0.55
     move: float = 0.1
     output: float = 3
-    #: Products of a number of x from which on its rows are copied with their padding; bytes of the rows of a task, which
+    #: Loads of a number of x from which on its rows are copied with their padding; bytes of the rows of a task, which
     #: stay in L2, and of those that one row of outputs may need.
-    gather: int = 24
+    gather: int = 8
     scratch: int = 2**18
     most_scratch: int = 2**19
     #: Weight gradient: pixels whose products are summed in registers.

@@ -66,7 +66,7 @@ class Correlate(Rows):
 
 
 class Taps(Lanes):
-    """How weights are packed: for each vector its taps, each for every summed channel, then what its sums start from."""
+    """How weights are packed: for each vector its taps, for every summed channel, then what its sums start from."""
 
     taps: int
     w_g: int  #: from one group, channel of y, summed channel and tap to the next, in w
@@ -92,7 +92,9 @@ def _pack_step(problem: ConvProblem, spread: Spread, backward: bool, bias: bool)
     return Step(body, (g,), spread.vectors + 1, places("w", packed, "b" if bias else packed)), packed
 
 
-def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, bias: bool, workers: int) -> list[Step]:
+def correlate_steps(
+    problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, bias: bool, workers: int
+) -> list[Step]:
     """Return the steps of the correlation of x with w forward, or of dy with w backward in all phases."""
     itemsize = problem.dtype.itemsize
     lanes = machine.lanes(itemsize)
@@ -132,7 +134,7 @@ def correlate_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backw
                 y_p=r.step * out_w * d, y_q=q.step * d,
             )
         )  # fmt: skip
-    scratch = Part(shared["scratch"] * itemsize * workers, "padded rows of x")
+    scratch = Part(records[0].scratch * itemsize * workers, "padded rows of x")
     operands = places("dy" if backward else "x", packed, "dx" if backward else "y", scratch)
     cycles = price(problem, spread, literal, CUT.product)
     return [pack, Step(correlate(lanes, itemsize), tuple(records), problem.n * blocks, operands, cycles)]
@@ -164,8 +166,8 @@ class _Row(NamedTuple):
 
 
 _FIELDS = (
-    "columns", "pixel", "cg", "chunks_1", "chunks_2", "Q", "stride_w", "dilation_w", "first", "x_r", "w_r", "w_q", "w_k", "q",
-    "y_q",
+    "columns", "pixel", "cg", "chunks_1", "chunks_2", "Q", "stride_w", "dilation_w", "first", "x_r", "w_r", "w_q",
+    "w_k", "q", "y_q",
 )  # fmt: skip
 
 
@@ -329,7 +331,10 @@ def _block_row(g, geometry, n, p, source, x, packed, y, stream, LANES):
 
 @cache
 def correlate(LANES: int, ITEMSIZE: int) -> Body:
-    """Make the body; it takes x, the packed weights, y and scratch. A task is a block of rows of an image, in all phases."""
+    """Make the body; it takes x, the packed weights, y and scratch.
+
+    A task is a block of rows of an image, in all phases.
+    """
 
     def correlate(operands, geometry, worker, task, fresh):
         table = integers(operands)

@@ -118,7 +118,9 @@ class Vector(NamedTuple):
 @device
 def vector(g, number, LANES):
     """Return the places of a vector."""
-    group, piece = number // g.pieces * g.whole, number % g.pieces
+    group, piece = number * g.whole, 0
+    if g.pieces > 1:  # a division for every row would be dear
+        group, piece = number // g.pieces * g.whole, number % g.pieces
     groups = min(g.whole, g.groups - group)
     return Vector(
         group * g.cg, group * g.dg + piece * LANES, min(LANES, groups * g.dg - piece * LANES), (groups - 1) * g.cg + 1

@@ -1,15 +1,15 @@
 """Where rows of x are read: as they lie, or in scratch, where they are copied with their padding and then read often.
 
-In scratch no column is outside, so that no tile has to ask, and pixels lie an odd number of vectors apart. That is worth
-a copy where every number takes part in enough products.
+In scratch no column is outside, so that no tile has to ask, and pixels lie an odd number of vectors apart. That is
+worth a copy where every number is loaded often: for every row of taps and every channel of a group.
 """
 
 from __future__ import annotations
 
+from ...codegen.simd import at
 from ...problem import ConvProblem
 from ...runtime import arrays
 from ...runtime.jit import device
-from ...codegen.simd import at
 from ..axes import Axis
 from ..blocking import point_pitch
 from ..direct.gather import Gathered, gather_block
@@ -44,7 +44,7 @@ class View:
         w, c = (problem.ow, problem.d) if backward else (problem.w, problem.c)
         self.above = max((r.before for r in self.rows), default=0)
         strides = phases[0][0].stride * phases[0][1].stride
-        self.gather = problem.kh * problem.kw * spread.cg >= CUT.gather * strides and any(q.padded for q in used)
+        self.gather = problem.kh * spread.cg >= CUT.gather * strides and any(q.padded for q in used)
         self.columns, self.pixel, self.before = w, c, 0
         if self.gather:
             self.before = max(q.before for q in used)

@@ -94,7 +94,7 @@ class RowEmitter:
         self.emitter = Emitter(builder, dtype)
         self.value = value = Arguments(function, arguments)
         record = builder.inttoptr(value["geometry"], I64.as_pointer())
-        for field in fields:
+        for field in (*fields, "dg"):
             value[field] = builder.load(builder.gep(record, [i64(geometry.names.index(field))]))
         self.literal = literal
         self.stride, self.dilation = literal.stride, literal.dilation
@@ -104,8 +104,8 @@ class RowEmitter:
         self.mask = emit.first_lanes(value["channels"])
         self.full = builder.icmp_signed(">=", value["channels"], i64(emit.lanes))
         self.loads = literal.pattern.loads(emit.lanes)
-        record = builder.inttoptr(value["geometry"], I64.as_pointer())
-        self.low = emit.first_lanes(builder.load(builder.gep(record, [i64(geometry.names.index("dg"))])))
+        #: the lanes of the first of two groups: known when it runs, as this makes a broadcast load of one instruction
+        self.low = emit.first_lanes(value["dg"])
         #: how many elements of each load exist
         self.left = [builder.sub(value["elements"], i64(load.offset)) for load in self.loads]
         self.masks = [emit.first_lanes(left) for left in self.left]
@@ -130,7 +130,7 @@ class RowEmitter:
         return self._merge(vector, at, vector, {})[0] if any(i != element for i, element in at.items()) else vector
 
     def _merge(self, a, at, b, taken):
-        """Return a vector whose lanes hold elements of a and of b, and where these are now."""
+        """Return a vector whose lanes hold elements of a or of b, each in its place, and what is where then."""
         lanes = self.emitter.lanes
         if self.literal.pattern.whole == 2:
             return self.builder.select(self.low, a, b), {i: i for i in (*at, *taken)}
@@ -147,8 +147,8 @@ class RowEmitter:
         builder, pitch = self.builder, self.value["pixel"]
         stride, dilation = self.steps()
         near, far = builder.mul(stride, pitch), builder.mul(dilation, pitch)
-        a, b = 0, 0
-        start, column_start = [builder.gep(address, [offset]) if row else address for row, offset in enumerate(rows)], first
+        a, b, column_start = 0, 0, first
+        start = [builder.gep(address, [offset]) if row else address for row, offset in enumerate(rows)]
         for i, s, pairs in columns(self.literal, pixels, taps):
             if i != a:
                 start = [builder.gep(place, [builder.mul(i64(i - a), near)]) for place in start]
@@ -190,7 +190,8 @@ class RowEmitter:
             stride = i64(self.stride) if self.stride else value["stride_w"]
             column = builder.add(builder.mul(pixel, stride), value["first"])
             last = builder.add(column, builder.add(builder.mul(i64(pixels - 1), stride), reach))
-            inside = builder.and_(builder.icmp_signed(">=", column, i64(0)), builder.icmp_signed("<", last, value["columns"]))
+            low, high = builder.icmp_signed(">=", column, i64(0)), builder.icmp_signed("<", last, value["columns"])
+            inside = builder.and_(low, high)
             with builder.if_else(builder.and_(inside, value["plain"])) as (plain, careful):
                 with plain:
                     body(pixel, column, pixels, False)

@@ -19,7 +19,7 @@ from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import arrays, machine
 from ...runtime.jit import Body, device
-from ...runtime.records import Record, record
+from ...runtime.records import record
 from ..axes import forward_axes
 from ..base import Wanted
 from ..bias import sum_slices
@@ -94,13 +94,13 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
         pixel_d = point_pitch(block * lanes, lanes)
         held["scratch"] += arrays.apart(lines_summed * problem.ow * pixel_d + lanes, itemsize)
     g = WeightGrad(
-        **spread.fields(), **held, n=problem.n, h=problem.h, w=problem.w, c=problem.c, d=problem.d, p=problem.oh, q=problem.ow,
-        R=rows.taps, chunks_1=chunks[0], chunks_2=chunks[1], q_1=literal.q1, q_2=literal.q2,
+        **spread.fields(), **held, n=problem.n, h=problem.h, w=problem.w, c=problem.c, d=problem.d, p=problem.oh,
+        q=problem.ow, R=rows.taps, chunks_1=chunks[0], chunks_2=chunks[1], q_1=literal.q1, q_2=literal.q2,
         rows_1=sum_rows(literal.q1), rows_2=sum_rows(max(literal.q2, 1)), Q=columns.taps,
         stride_h=rows.stride, stride_w=columns.stride, dilation_h=rows.dilation, dilation_w=columns.dilation,
         top=rows.before, first=view.before - columns.before, x_r=rows.dilation * view.columns * view.pixel,
-        x_p=rows.stride * view.columns * view.pixel, y_p=problem.ow * pixel_d, pixel_d=pixel_d, s_dy=s_dy, slices=slices,
-        lines=lines_summed, block=block, part=part, part_v=part_v,
+        x_p=rows.stride * view.columns * view.pixel, y_p=problem.ow * pixel_d, pixel_d=pixel_d, s_dy=s_dy,
+        slices=slices, lines=lines_summed, block=block, part=part, part_v=part_v,
         part_r=problem.kw * problem.cg * lanes, part_q=problem.cg * lanes, make_bias=wanted.bias,
         sums=_sums(problem.dtype.name, literal),
     )  # fmt: skip
@@ -109,7 +109,8 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     zeros = Part(_ZEROS * wanted.workers, "zeros")
     scratch = Part(g.scratch * itemsize * wanted.workers, "padded rows of x")
     body, tasks = weight_grad(lanes, itemsize), slices * math.ceil(spread.vectors / block)
-    steps = [Step(body, (g,), tasks, places("x", "dy", parts, sums, zeros, scratch), price(problem, spread, literal, CUT.sum))]
+    operands = places("x", "dy", parts, sums, zeros, scratch)
+    steps: list[Step] = [Step(body, (g,), tasks, operands, price(problem, spread, literal, CUT.sum))]
     if wanted.bias:
         steps.append(sum_slices(problem, slices, sums, wanted.accumulate))
     total = SumTaps(
@@ -222,9 +223,28 @@ def _emit_sums(emitted, taps, rows, x, part):
 _ZEROS = 64
 
 
+class _Lines(NamedTuple):
+    """Lines of an image, from row p on, all of which meet rows of taps ``r_0:r_1``, and where they are read.
+
+    `source` points to channel `x_0` of the first pixel of x, `source_dy` to channel `d_0` of the first of dy.
+    """
+
+    line: int
+    lines: int
+    n: int
+    p: int
+    r_0: int
+    r_1: int
+    source: Pointer
+    x_0: int
+    source_dy: Pointer
+    d_0: int
+
+
 @device
-def _add_vector(g, geometry, number, x_0, d_0, n, p, line, lines, r_0, r_1, source, source_dy, x, dy, part, zero, LANES):
-    """Add the products of `lines` lines, which meet rows of taps ``r_0:r_1``, for a vector of channels."""
+def _add_vector(g, geometry, number, these, x, dy, part, zero, LANES):
+    """Add the products of some lines for a vector of channels."""
+    line, lines, n, p, r_0, r_1, source, x_0, source_dy, d_0 = these
     v = vector(g, number, LANES)
     row = p * g.stride_h - g.top
     ahead_row = n * g.h + row + (g.R - 1) * g.dilation_h + 1 + (lines - 1) * g.stride_h
@@ -294,11 +314,9 @@ def weight_grad(LANES: int, ITEMSIZE: int) -> Body:
             image = at(x, n * g.h * g.w * g.c + x_0)
             source = source_of_rows(g, p * g.stride_h - g.top + g.above, image, x_1 - x_0, scratch)
             source_dy = _dy_rows(g, at(dy, line * g.q * g.d + d_0), lines * g.q, d_1 - d_0, at(scratch, g.s_dy))
+            these = _Lines(line, lines, n, p, r_0, r_1, source, x_0, source_dy, d_0)
             for number in range(v_0, v_1):
-                _add_vector(
-                    g, geometry, number, x_0, d_0, n, p, line, lines, r_0, r_1, source, source_dy, x, dy, part, zero,
-                    LANES,
-                )  # fmt: skip
+                _add_vector(g, geometry, number, these, x, dy, part, zero, LANES)
             line += lines
 
     return Body(weight_grad)
