@@ -284,9 +284,12 @@ def pack_taps(LANES: int, ITEMSIZE: int) -> Body:
             return
         fill_zero(rows, (depth + 1) * LANES)
         v = vector(g, task, LANES)
+        group, j = v.y // g.dg, v.y % g.dg
         for lane in range(v.channels):
-            channel = v.y + lane
-            source = channel // g.dg * g.w_g + channel % g.dg * g.w_j
+            source = group * g.w_g + j * g.w_j
+            j += 1
+            if j == g.dg:
+                group, j = group + 1, 0
             for tap in range(g.taps):
                 for k in range(g.cg):
                     rows[(tap * g.cg + k) * LANES + lane] = w[source + tap * g.w_t + k * g.w_k]

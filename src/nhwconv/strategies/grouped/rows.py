@@ -147,18 +147,19 @@ class RowEmitter:
         builder, pitch = self.builder, self.value["pixel"]
         stride, dilation = self.steps()
         near, far = builder.mul(stride, pitch), builder.mul(dilation, pitch)
-        a, b, column_start = 0, 0, first
-        start = [builder.gep(address, [offset]) if row else address for row, offset in enumerate(rows)]
+        a, b = 0, 0
+        start, column_start = address, first
         for i, s, pairs in columns(self.literal, pixels, taps):
             if i != a:
-                start = [builder.gep(place, [builder.mul(i64(i - a), near)]) for place in start]
+                start = builder.gep(start, [builder.mul(i64(i - a), near)])
                 column_start = builder.add(column_start, builder.mul(i64(i - a), stride))
-                places, column, a, b = start, column_start, i, 0
+                address, column, a, b = start, column_start, i, 0
             if s != b:
-                places, column, b = [builder.gep(p, [far]) for p in places], builder.add(column, dilation), s
+                address, column, b = builder.gep(address, [far]), builder.add(column, dilation), s
             if (i, s) == (0, 0):
-                places, column = start, column_start
-            for row, place in enumerate(places):
+                column = column_start
+            for row, offset in enumerate(rows):
+                place = builder.gep(address, [offset]) if row else address
                 action(self.load_x(place, column, careful), pairs, row)
 
     def prefetch(self, ahead, pixel, pixels, lines=0):
