@@ -7,8 +7,8 @@ predicted cost; of equals, the first.
 from __future__ import annotations
 
 from .base import Strategy, Wanted
-from .depthwise import Depthwise
 from .direct import Loop
+from .grouped import Grouped
 from .im2col import Im2col
 from .plain import Plain
 from .tensordot import Tensordot
@@ -16,7 +16,7 @@ from .winograd import Winograd
 
 __all__ = ["AUTO", "HWIO", "REGISTRY", "Strategy", "Wanted"]
 
-REGISTRY: dict[str, Strategy] = {s.name: s for s in (Depthwise(), Loop(), Winograd(), Im2col(), Plain(), Tensordot())}
+REGISTRY: dict[str, Strategy] = {s.name: s for s in (Grouped(), Loop(), Winograd(), Im2col(), Plain(), Tensordot())}
 
 #: What "auto" chooses from: strategies whose bits depend on nothing but the problem and the CPU model.
 AUTO: tuple[str, ...] = ("depthwise", "loop", "winograd")

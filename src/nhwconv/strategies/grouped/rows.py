@@ -5,23 +5,22 @@ own. Rows of taps outside of x are skipped by the caller. Columns outside are to
 row whose columns are all inside load without asking, the others load such columns from a vector of zeros.
 
 A row of taps is some chunks of Q1 taps and some of Q2, which covers kernels of any size and the two lengths that the
-phases of a stride have. With a channel multiplier, x is gathered through a table of channel offsets.
+phases of a stride have. What lanes read of a pixel of x is a `Pattern`.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils
 
 from ...codegen.native import Arguments, declare
 from ...codegen.simd import I64, SCALARS, Emitter, i64
 from ...runtime import machine
+from .lanes import Pattern
 
-__all__ = ["Literal", "Offsets", "RowEmitter", "literal_of", "padded", "sum_rows", "tiles"]
+__all__ = ["Literal", "RowEmitter", "columns", "literal_of", "sum_rows", "tiles"]
 
 #: Kernel sizes whose rows of taps are unrolled whole, or in the two phases of stride 2; others are chunks of 2 and 1.
 UNROLLED = (3, 5, 7)
@@ -34,7 +33,12 @@ class Literal(NamedTuple):
     q2: int
     stride: int
     dilation: int
-    gather: int
+    pattern: Pattern
+
+    @property
+    def name(self) -> str:
+        """What the names of functions end in."""
+        return "_".join(map(str, (*self[:-1], *self.pattern)))
 
     def split(self, length: int) -> tuple[int, int]:
         """Return how many chunks of Q1 and of Q2 make a row of this length."""
@@ -52,26 +56,10 @@ def _chunks(lengths: set[int]) -> tuple[int, int]:
     return 2, 1
 
 
-def literal_of(lengths: set[int], stride: int, dilation: int, gather: bool) -> Literal:
+def literal_of(lengths: set[int], stride: int, dilation: int, pattern: Pattern) -> Literal:
     """Return what to emit. Columns are shared among taps where stride and dilation are emitted as numbers."""
     stride, dilation = (stride, dilation) if stride <= 2 and dilation == 1 else (0, 0)
-    return Literal(*_chunks(lengths), stride, dilation, int(gather))
-
-
-def padded(channels: int, lanes: int) -> int:
-    """Return the channels of whole vectors."""
-    return -(-channels // lanes) * lanes
-
-
-class Offsets:
-    """A table of channel offsets for whole vectors; as an integer it is its address."""
-
-    def __init__(self, values: npt.NDArray[np.int64], lanes: int) -> None:
-        self.table = np.zeros(padded(len(values), lanes), np.int64)  # those of lanes past the end are never used
-        self.table[: len(values)] = values
-
-    def __int__(self) -> int:
-        return int(self.table.ctypes.data)
+    return Literal(*_chunks(lengths), stride, dilation, pattern)
 
 
 def tiles() -> tuple[int, ...]:
@@ -85,6 +73,17 @@ def sum_rows(taps: int) -> int:
     return max(1, min(3, (15 if machine.registers() == 32 else 7) // taps))
 
 
+def columns(literal: Literal, pixels: int, taps: int) -> list[tuple[int, int, list[tuple[int, int]]]]:
+    """Return the columns that a tile reads, in order: (stride steps, dilation steps, the (pixel, tap) pairs)."""
+    if not literal.stride:
+        return [(i, s, [(i, s)]) for i in range(pixels) for s in range(taps)]
+    found: dict[int, list[tuple[int, int]]] = {}
+    for i in range(pixels):
+        for s in range(taps):
+            found.setdefault(i * literal.stride + s * literal.dilation, []).append((i, s))
+    return [(column, 0, found[column]) for column in sorted(found)]
+
+
 class RowEmitter:
     """Emits a function that works on rows of pixels for one vector of channels."""
 
@@ -95,53 +94,49 @@ class RowEmitter:
         self.emitter = Emitter(builder, dtype)
         self.value = value = Arguments(function, arguments)
         record = builder.inttoptr(value["geometry"], I64.as_pointer())
-        for field in fields:
+        for field in (*fields, "dg"):
             value[field] = builder.load(builder.gep(record, [i64(geometry.names.index(field))]))
-        self.stride, self.dilation, self.gather = literal.stride, literal.dilation, literal.gather
+        self.literal = literal
+        self.stride, self.dilation = literal.stride, literal.dilation
         #: vectors of x, new to a row, that an output adds
         self.lines = max(1, self.stride * self.stride)
         emit = self.emitter
         self.mask = emit.first_lanes(value["channels"])
         self.full = builder.icmp_signed(">=", value["channels"], i64(emit.lanes))
-        if self.gather:
-            offsets = builder.inttoptr(value["offsets"], ir.VectorType(I64, emit.lanes).as_pointer())
-            self.offsets = builder.load(offsets, align=8)
-
-    def columns(self, pixels, taps):
-        """Return the columns that a tile reads, in order: (stride steps, dilation steps, the (pixel, tap) pairs)."""
-        if not self.stride:
-            return [(i, s, [(i, s)]) for i in range(pixels) for s in range(taps)]
-        found: dict[int, list[tuple[int, int]]] = {}
-        for i in range(pixels):
-            for s in range(taps):
-                found.setdefault(i * self.stride + s * self.dilation, []).append((i, s))
-        return [(column, 0, found[column]) for column in sorted(found)]
+        self.loads = literal.pattern.loads(emit.lanes)
+        #: the lanes of the first of two groups: known when it runs, as this makes a broadcast load of one instruction
+        self.low = emit.first_lanes(value["dg"])
+        #: how many elements of each load exist
+        self.left = [builder.sub(value["elements"], i64(load.offset)) for load in self.loads]
+        self.masks = [emit.first_lanes(left) for left in self.left]
 
     def steps(self):
         """Return the pixels that one step of stride and one of dilation move; literal columns are counted in ones."""
         return (i64(1), i64(1)) if self.stride else (self.value["stride_w"], self.value["dilation_w"])
 
     def load_x(self, address, column, careful):
-        """Load a vector of x; where `careful`, zeros if the column is outside, and only the channels there are."""
+        """Load what the lanes read of a pixel; where `careful`, zeros if it is outside, and only what they need."""
         builder, emit = self.builder, self.emitter
-        if not careful:
-            return emit.load(address)
-        inside = builder.icmp_unsigned("<", column, self.value["w"])
-        address = builder.select(inside, address, self.value["zero"])
-        return emit.load(address, self.mask)
+        inside = builder.icmp_unsigned("<", column, self.value["columns"]) if careful else None
+        vector, at = None, {}
+        for load, left, mask in zip(self.loads, self.left, self.masks, strict=True):
+            place = builder.gep(address, [i64(load.offset)])
+            if careful:
+                exists = builder.and_(inside, builder.icmp_signed(">", left, i64(0)))
+                place = builder.select(exists, place, self.value["zero"])
+            loaded = emit.broadcast(place) if load.width == 1 else emit.load(place, mask if careful else None)
+            taken = {i: i for i in load.taken} if load.width == 1 else load.taken
+            vector, at = (loaded, taken) if vector is None else self._merge(vector, at, loaded, taken)
+        return self._merge(vector, at, vector, {})[0] if any(i != element for i, element in at.items()) else vector
 
-    def gather_x(self, address, column, careful):
-        """Load the elements of x that the table of channel offsets names."""
-        builder, emit = self.builder, self.emitter
-        mask = self.mask
-        if careful:
-            inside = builder.icmp_unsigned("<", column, self.value["w"])
-            mask = builder.and_(mask, emit.splat(inside))
-        base = emit.splat(builder.ptrtoint(address, I64))
-        places = builder.add(base, builder.mul(self.offsets, emit.splat(i64(emit.itemsize))))
-        pointers = builder.inttoptr(places, ir.VectorType(ir.PointerType(), emit.lanes))
-        args = [pointers, ir.Constant(ir.IntType(32), emit.itemsize), mask, emit.zero]
-        return emit.call(f"llvm.masked.gather.{emit.name}.v{emit.lanes}p0", emit.vector, args)
+    def _merge(self, a, at, b, taken):
+        """Return a vector whose lanes hold elements of a or of b, each in its place, and what is where then."""
+        lanes = self.emitter.lanes
+        if self.literal.pattern.whole == 2:
+            return self.builder.select(self.low, a, b), {i: i for i in (*at, *taken)}
+        order = [at[i] if i in at else lanes + taken[i] if i in taken else i for i in range(lanes)]
+        kind = ir.VectorType(ir.IntType(32), lanes)
+        return self.builder.shuffle_vector(a, b, ir.Constant(kind, order)), {i: i for i in (*at, *taken)}
 
     def each_column(self, address, first, pixels, taps, careful, action, rows=(0,)):
         """Load each column of a tile and call ``action(x, pairs, row)`` for some rows of x, so many elements apart.
@@ -149,13 +144,12 @@ class RowEmitter:
         `address` is that of column `first`. The rows of a column follow one another, so that their sums, which do not
         wait for one another, keep the multiply-adds busy.
         """
-        builder, pitch = self.builder, self.value["c"]
+        builder, pitch = self.builder, self.value["pixel"]
         stride, dilation = self.steps()
-        load = self.gather_x if self.gather else self.load_x
         near, far = builder.mul(stride, pitch), builder.mul(dilation, pitch)
         a, b = 0, 0
         start, column_start = address, first
-        for i, s, pairs in self.columns(pixels, taps):
+        for i, s, pairs in columns(self.literal, pixels, taps):
             if i != a:
                 start = builder.gep(start, [builder.mul(i64(i - a), near)])
                 column_start = builder.add(column_start, builder.mul(i64(i - a), stride))
@@ -165,7 +159,8 @@ class RowEmitter:
             if (i, s) == (0, 0):
                 column = column_start
             for row, offset in enumerate(rows):
-                action(load(builder.gep(address, [offset]) if row else address, column, careful), pairs, row)
+                place = builder.gep(address, [offset]) if row else address
+                action(self.load_x(place, column, careful), pairs, row)
 
     def prefetch(self, ahead, pixel, pixels, lines=0):
         """Ask for some vectors a pixel of what the next rows read, in the order of memory.
@@ -196,8 +191,9 @@ class RowEmitter:
             stride = i64(self.stride) if self.stride else value["stride_w"]
             column = builder.add(builder.mul(pixel, stride), value["first"])
             last = builder.add(column, builder.add(builder.mul(i64(pixels - 1), stride), reach))
-            inside = builder.and_(builder.icmp_signed(">=", column, i64(0)), builder.icmp_signed("<", last, value["w"]))
-            with builder.if_else(builder.and_(inside, self.full)) as (plain, careful):
+            low, high = builder.icmp_signed(">=", column, i64(0)), builder.icmp_signed("<", last, value["columns"])
+            inside = builder.and_(low, high)
+            with builder.if_else(builder.and_(inside, value["plain"])) as (plain, careful):
                 with plain:
                     body(pixel, column, pixels, False)
                 with careful:
