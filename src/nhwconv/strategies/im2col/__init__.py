@@ -82,10 +82,10 @@ def _call(
     return Call(function, places(*sources), shapes, problem.dtype, cycles)  # type: ignore[arg-type]
 
 
-def _patches(problem: ConvProblem, g: int) -> Patches:
+def _patches(problem: ConvProblem, g: int, image_h: int) -> Patches:
     (top, _), (left, _) = problem.padding
     return Patches(
-        n=problem.n, h=problem.h, w=problem.w, c=problem.c, c_0=g * problem.cg, cg=problem.cg,
+        n=problem.n, h=problem.h, w=problem.w, c=problem.c, image_h=image_h, c_0=g * problem.cg, cg=problem.cg,
         p=problem.oh, q=problem.ow, R=problem.kh, Q=problem.kw, stride_h=problem.stride[0], stride_w=problem.stride[1],
         dilation_h=problem.dilation[0], dilation_w=problem.dilation[1], top=top, left=left,
     )  # fmt: skip
@@ -96,7 +96,7 @@ def _block_steps(whole: ConvProblem, pass_: Pass, bias: bool, block: Strip, g: i
     problem, itemsize = block.problem, whole.dtype.itemsize
     moved = 2 * _pixels(problem) * _depth(problem) * itemsize / machine.BYTES_A_CYCLE
     price = problem.flops / machine.flops_a_cycle(itemsize) / problem.groups + moved
-    g_patches = (_patches(problem, g),)
+    g_patches = (_patches(problem, g, whole.h),)
     x_at = ((block.x[0].start * whole.h) + block.x[1].start) * whole.w * whole.c * itemsize
     rows: tuple[str | Part, tuple[int, ...]] = (patches, (_pixels(problem), _depth(problem)))
     w, y, dy = ("w", whole.w_shape), ("y", whole.y_shape), ("dy", whole.y_shape)

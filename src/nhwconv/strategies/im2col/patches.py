@@ -21,6 +21,7 @@ class Patches(Record):
     h: int
     w: int
     c: int
+    image_h: int  #: rows from one image of x to the next: a block of outputs may read fewer
     c_0: int  #: the first channel of the group, and the channels of it
     cg: int
     p: int  #: rows and columns of outputs
@@ -51,7 +52,7 @@ def im2col(ITEMSIZE: int) -> Body:
                 for s in range(g.Q):
                     j = q * g.stride_w - g.left + s * g.dilation_w
                     if 0 <= i < g.h and 0 <= j < g.w:
-                        copy(target, at(x, ((n * g.h + i) * g.w + j) * g.c + g.c_0), g.cg)
+                        copy(target, at(x, ((n * g.image_h + i) * g.w + j) * g.c + g.c_0), g.cg)
                     else:
                         fill_zero(target, g.cg)
                     target = at(target, g.cg)
@@ -69,7 +70,7 @@ def col2im(ITEMSIZE: int) -> Body:
         patches, x = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
         n, i = task // g.h, task % g.h
         for j in range(g.w):
-            pixel = at(x, (task * g.w + j) * g.c + g.c_0)
+            pixel = at(x, ((n * g.image_h + i) * g.w + j) * g.c + g.c_0)
             fill_zero(pixel, g.cg)
             for r in range(g.R):
                 up = i + g.top - r * g.dilation_h
