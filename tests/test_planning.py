@@ -386,11 +386,11 @@ def test_a_called_plan_refuses_what_overlaps_or_cannot_be_written():
     memory = np.zeros(10_000, np.float32)
     x = memory[: data.x.size].reshape(data.x.shape)
     out = memory[100 : 100 + data.dy.size].reshape(data.dy.shape)
-    with pytest.raises(ValueError, match="^plan: out shares memory with x$"):
+    with pytest.raises(ValueError, match=r"^plan: out shares memory with x$"):
         plan(x, data.w, out=out)
     read_only = np.zeros(CALLED.y_shape, np.float32)
     read_only.flags.writeable = False
-    with pytest.raises(ValueError, match="^plan: out is read-only$"):
+    with pytest.raises(ValueError, match=r"^plan: out is read-only$"):
         plan(data.x, data.w, out=read_only)
     with pytest.raises(ValueError, match="C-contiguous"):
         plan(data.x, data.w, out=np.zeros((*CALLED.y_shape[:3], 20), np.float32)[..., ::2])

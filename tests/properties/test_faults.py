@@ -175,6 +175,14 @@ def test_calls_after_ctrl_c_are_right(layer):
     assert int(out) > 10
 
 
+@each_layer
+def test_calls_in_signal_handlers_are_right(layer):
+    """A handler runs between any two steps of Python, also in the middle of a call: both have the right bits."""
+    code = "import sys, faults; faults.calls_in_signal_handlers(sys.argv[1])"
+    out = child.run(code, amount(2, 30), NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2)
+    assert int(out) >= 10
+
+
 def test_compilation_after_ctrl_c_is_right(place):
     """Compiling interrupted at several moments: the next call compiles, and is right."""
     code = "import faults; faults.interrupted_compilation()"

@@ -23,7 +23,7 @@ def problem_of(case, pass_="forward"):
 def correlate(x, w, pairs, shape, groups, backward):
     """Compute the sum over taps of all axes, as `Axis` describes it."""
     y = np.zeros(shape)
-    n, h, width, c = x.shape
+    _, h, width, _ = x.shape
     for rows, columns in pairs:
         for p in range(rows.out):
             for q in range(columns.out):
