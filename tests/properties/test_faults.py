@@ -26,7 +26,7 @@ def place(tmp_path, monkeypatch):
     """An empty cache folder, of a process that has not swept or warned yet."""
     monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("NHWCONV_TUNING", "write")
-    monkeypatch.setattr(files, "_told", {})
+    monkeypatch.setattr(files, "_told", set())
     for once in (files._remove_abandoned, files.remove_unused, files.mark_used):
         once.cache_clear()
     choices.forget()
