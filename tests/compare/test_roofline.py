@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nhwconv import machine
 from nhwconv.compare.roofline import Roofline, measure
+from nhwconv.runtime import machine
 from nhwconv.timing import low, public_call, time_calls
 from nhwconv.workloads import make_data, parse_layer
 
