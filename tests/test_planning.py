@@ -255,7 +255,7 @@ def operands(pass_, data):
 def test_a_called_plan_gives_the_bits_of_the_function(pass_, dtype, strategy):
     """A new result each time, and `out` where it is given, which may hold anything."""
     case = CALLED if strategy == "auto" else typical(strategy, pass_, dtype=dtype)
-    data, plan = data_of(case, dtype), made(pass_, case, dtype, strategy=strategy)
+    data, plan = draw_data(case, dtype), made(pass_, case, dtype, strategy=strategy)
     expected = run(case, data, pass_, strategy)
     first, second = plan(*operands(pass_, data)), plan(*operands(pass_, data))
     assert first is not second
@@ -377,7 +377,7 @@ def test_a_called_plan_refuses_in_words(call, error, message):
     """What does not fit the plan, before anything is computed."""
     plans = {pass_: made(pass_) for pass_ in PASSES}
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
-        call(plans, data_of(CALLED, np.float32))
+        call(plans, draw_data(CALLED, np.float32))
 
 
 def test_a_called_plan_refuses_what_overlaps_or_cannot_be_written():

@@ -26,7 +26,7 @@ def place(tmp_path, monkeypatch):
     """An empty cache folder, of a process that has not swept or warned yet."""
     monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("NHWCONV_TUNING", "write")
-    monkeypatch.setattr(files, "_told", {})
+    monkeypatch.setattr(files, "_told", set())
     for once in (files._remove_abandoned, files.remove_unused, files.mark_used):
         once.cache_clear()
     choices.forget()
@@ -173,6 +173,14 @@ def test_calls_after_ctrl_c_are_right(layer):
     code = "import sys, faults; faults.interrupted_calls(sys.argv[1])"
     out = child.run(code, amount(2, 30), NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2)
     assert int(out) > 10
+
+
+@each_layer
+def test_calls_in_signal_handlers_are_right(layer):
+    """A handler runs between any two steps of Python, also in the middle of a call: both have the right bits."""
+    code = "import sys, faults; faults.calls_in_signal_handlers(sys.argv[1])"
+    out = child.run(code, amount(2, 30), NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2)
+    assert int(out) >= 10
 
 
 def test_compilation_after_ctrl_c_is_right(place):

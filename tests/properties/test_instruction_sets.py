@@ -5,7 +5,6 @@ import platform
 import pytest
 
 import child
-from nhwconv.runtime import machine
 
 x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="needs an x86 CPU")
 
@@ -25,28 +24,3 @@ def test_other_instruction_sets(cpu, expected):
     )
     assert out.splitlines()[0] == expected
     assert len(out.splitlines()) > 10 * 3 * 2
-
-
-def test_this_cpu():
-    """What is reported agrees with itself, and with what Numba says of the host's features."""
-    from llvmlite import binding
-
-    assert machine.vector_bytes() in (16, 32, 64)
-    assert machine.registers() in (16, 32)
-    assert machine.lanes(4) == machine.vector_bytes() // 4 == 2 * machine.lanes(8)
-    assert machine.threads() >= 1
-    if platform.machine() in ("x86_64", "AMD64"):
-        features = binding.get_host_cpu_features()
-        assert machine.has_fma() == features.get("fma", False)
-        assert (machine.vector_bytes() >= 32) == features.get("avx", False)
-
-
-@x86
-def test_avx512_width():
-    """With AVX-512 all of a register is used, although LLVM prefers half of it on some CPUs."""
-    from llvmlite import binding
-
-    if not binding.get_host_cpu_features().get("avx512f", False):
-        pytest.skip("no AVX-512 here")
-    assert machine.vector_bytes() == 64
-    assert machine.registers() == 32

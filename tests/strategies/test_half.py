@@ -11,7 +11,6 @@ import nhwconv as nc
 import oracle
 from cases import PASSES, Case, cases, draw_data, exact, run, supporting
 from nhwconv import planning
-from nhwconv.problem import ConvProblem
 from nhwconv.program import Program
 from nhwconv.strategies import half
 from tolerance import assert_close, gamma
@@ -77,42 +76,6 @@ def test_strips(pass_, dtype, case, strip, seed):
 
 def shape_of(case, pass_):
     return {"forward": case.y_shape, "weight_grad": case.w_shape, "input_grad": case.x_shape}[pass_]
-
-
-def problem_of(case):
-    return ConvProblem(
-        case.n, case.h, case.w, case.c, case.d, case.kh, case.kw, case.stride, case.padding, case.dilation, case.groups
-    )
-
-
-@each_pass
-@given(case=cases(), limit=st.integers(1, 5000))
-def test_strips_are_problems_that_cover_the_pass_once(pass_, case, limit):
-    """Each strip is a valid problem of the shapes that its slices cut out; written rows are disjoint and complete."""
-    problem = problem_of(case)
-    written = np.zeros(shape_of(case, "input_grad" if pass_ == "input_grad" else "forward")[:2], int)
-    x, y = np.empty(case.x_shape), np.empty(case.y_shape)
-    for strip in problem.strips(pass_, limit):
-        p = strip.problem
-        assert min(p.n, p.h, p.oh) >= 1
-        assert min(*p.padding[0]) >= 0
-        assert x[strip.x].shape == p.x_shape
-        assert y[strip.y].shape == p.y_shape
-        written[strip.x if pass_ == "input_grad" else strip.y] += 1
-    assert (written == 1).all()
-
-
-@each_pass
-def test_strips_are_as_small_as_asked(pass_):
-    """A large image is cut into strips of about the limit, a batch of small ones into images."""
-    problem = ConvProblem(2, 100, 100, 8, 8, 3, 3, padding=PAD1)
-    sizes = [np.prod(s.problem.x_shape) + np.prod(s.problem.y_shape) for s in problem.strips(pass_, 20_000)]
-    # A strip also reads the rows that its neighbours write: kh - 1 of them, of x or of y.
-    assert max(sizes) <= 20_000 + 2 * 100 * 8
-    assert len(sizes) >= 2 * problem.h * 100 * 16 / 20_000
-    small = ConvProblem(50, 10, 10, 8, 8, 3, 3, padding=PAD1)
-    assert [s.problem.n for s in small.strips(pass_, 16_000)] == [10] * 5
-    assert len(list(problem.strips(pass_, 10**9))) == 1
 
 
 @each_half

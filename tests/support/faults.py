@@ -115,6 +115,43 @@ def interrupted_calls(seconds: str) -> None:
     print(count)
 
 
+def calls_in_signal_handlers(seconds: str) -> None:
+    """Call in a signal's handler, at random moments of other calls, some of them of another thread; check all bits."""
+    threaded.load_tbb()
+    rng = np.random.default_rng(0)
+    jobs = [(case, pass_) for case in (threaded.SMALL, *threaded.LARGE[:2]) for pass_ in PASSES]
+    expected = {job: threaded.bits_of(*job) for job in jobs}
+    handled, stop, wrong = 0, threading.Event(), []
+
+    def check(job: Any) -> None:
+        if threaded.bits_of(*job) != expected[job]:
+            wrong.append(job)
+
+    def handler(number: int, frame: Any) -> None:
+        nonlocal handled
+        handled += 1
+        check(jobs[handled % len(jobs)])
+
+    def keep_busy() -> None:
+        while not stop.is_set():
+            check(jobs[-1])
+
+    other = threading.Thread(target=keep_busy)
+    other.start()
+    signal.signal(signal.SIGALRM, handler)
+    end = time.monotonic() + float(seconds)
+    try:
+        while time.monotonic() < end or handled < 10:
+            signal.setitimer(signal.ITIMER_REAL, float(rng.uniform(1e-5, 2e-3)))
+            check(jobs[rng.integers(len(jobs))])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        stop.set()
+        other.join()
+    assert not wrong, wrong[:3]
+    print(handled)
+
+
 def interrupted_compilation() -> None:
     """Interrupt the first calls of a pass, on an empty cache, later each time; the calls that follow are right."""
     first = partial(run, threaded.SMALL, data_of(threaded.SMALL, np.float32), "forward", "loop")

@@ -22,5 +22,5 @@ def test_a_mutant_is_one_change(mutant, tmp_path):
 
 def test_a_mutant_whose_text_is_gone_is_told(tmp_path):
     """A change of the sources must not turn a mutant into the package itself."""
-    with pytest.raises(SystemExit, match=r"^gone: the text is 0 times in files\.py"):
-        mutate.copy(mutate.Mutant("gone", "files.py", "no such text", "", ""), Path(tmp_path))
+    with pytest.raises(SystemExit, match=r"^gone: the text is 0 times in checks\.py"):
+        mutate.copy(mutate.Mutant("gone", "checks.py", "no such text", "", ""), Path(tmp_path))

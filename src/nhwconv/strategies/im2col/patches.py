@@ -74,7 +74,7 @@ def col2im(ITEMSIZE: int) -> Body:
         patches, x, bias = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE), numbers(table[2], ITEMSIZE)
         n, i = task // g.h, task % g.h
         for j in range(g.w):
-            pixel = at(x, (task * g.w + j) * g.c + g.c_0)
+            pixel = at(x, ((n * g.pitch + i) * g.w + j) * g.c + g.c_0)
             if g.add_bias:
                 copy(pixel, at(bias, g.c_0), g.cg)
             else:
