@@ -6,6 +6,7 @@ This is all that knows the inside of `nhwconv.ops`.
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,7 +42,6 @@ from .layout import (
     SHAPE,
     SIZE,
     SIZED,
-    STRATEGY,
     STRIDE,
     STRIDES,
     TEXT_OF_PADDING,
@@ -91,12 +91,12 @@ def _at(address: int, shape: Shape, dtype: np.dtype[Any], strides: Shape | None)
     if 0 in shape or not address:
         return np.zeros(shape, dtype)
     if strides is None:
-        strides = np.empty(0, dtype).reshape(0, *shape[1:]).strides if shape else ()
+        strides = tuple(dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     reach = [(size - 1) * stride for size, stride in zip(shape, strides, strict=True)]
     first = sum(min(r, 0) for r in reach)
     last = sum(max(r, 0) for r in reach) + dtype.itemsize
     memory = (ctypes.c_char * (last - first)).from_address(address + first)
-    return np.ndarray(shape, dtype, memory, -first, strides)
+    return np.ndarray(shape, dtype, memory, -first, strides)  # type: ignore[arg-type]  # it is a buffer
 
 
 class Question:

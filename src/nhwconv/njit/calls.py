@@ -16,7 +16,7 @@ from numba.np.numpy_support import as_dtype
 
 from . import layout
 
-__all__ = ["consult", "result", "run"]
+__all__ = ["consult", "items_of", "result", "run"]
 
 _MODULE = "nhwconv.njit"
 _I64 = ir.IntType(64)
@@ -119,6 +119,12 @@ def _is_none(kind: Any) -> bool:
     return isinstance(kind, types.NoneType) or (isinstance(kind, types.Omitted) and kind.value is None)
 
 
+def items_of(kind: Any) -> tuple[Any, ...] | None:
+    """Return the types in a tuple's; None for any other."""
+    items: Any = kind
+    return tuple(items) if isinstance(kind, types.BaseTuple) else None
+
+
 class _Writer:
     """Writes a question."""
 
@@ -135,9 +141,10 @@ class _Writer:
 
     def pair(self, kind: Any, value: Any) -> list[Any]:
         """Return an int, or a pair of them, as a pair."""
-        if isinstance(kind, types.BaseTuple):
-            return [self.number(k, self.builder.extract_value(value, i)) for i, k in enumerate(kind)]
-        return [self.number(kind, value)] * 2
+        items = items_of(kind)
+        if items is None:
+            return [self.number(kind, value)] * 2
+        return [self.number(item, self.builder.extract_value(value, i)) for i, item in enumerate(items)]
 
     def put(self, at: int, *values: Any) -> None:
         """Write words."""
@@ -151,8 +158,9 @@ class _Writer:
             self.put(layout.PADDING, 0, 0, 0, 0)
             self.text(kind, value, layout.PADDING_TEXT, layout.TEXT_OF_PADDING)
             return
-        if isinstance(kind, types.BaseTuple) and any(isinstance(k, types.BaseTuple) for k in kind):
-            pads = [self.pair(k, self.builder.extract_value(value, i)) for i, k in enumerate(kind)]
+        items = items_of(kind) or ()
+        if any(items_of(item) is not None for item in items):
+            pads = [self.pair(item, self.builder.extract_value(value, i)) for i, item in enumerate(items)]
         else:
             rows, columns = self.pair(kind, value)
             pads = [[rows, rows], [columns, columns]]
@@ -223,8 +231,9 @@ def _hash_of(text: str) -> int:
 def _text_of(kind: Any) -> str | None:
     """Return a text, or names as one text, where it is known as code is compiled."""
     value = kind.value if isinstance(kind, types.Omitted) else getattr(kind, "literal_value", None)
-    if isinstance(kind, types.BaseTuple) and all(isinstance(k, types.StringLiteral) for k in kind):
-        value = "".join(k.literal_value + layout.SEPARATOR for k in kind)
+    items = items_of(kind)
+    if items is not None and all(isinstance(item, types.StringLiteral) for item in items):
+        value = "".join(item.literal_value + layout.SEPARATOR for item in items)
     return value if isinstance(value, str) else None
 
 

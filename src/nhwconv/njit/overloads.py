@@ -12,7 +12,7 @@ from numba.core import errors, types
 from numba.extending import overload
 
 from .. import ops
-from .calls import consult, result, run
+from .calls import consult, items_of, result, run
 from .layout import BACKWARD, BIAS_GRAD, DB, DW, DX, FORWARD, INPUT_GRAD, OUT, WEIGHT_GRAD
 
 __all__: list[str] = []
@@ -56,32 +56,33 @@ def _check_int(function: str, name: str, kind: Any) -> None:
 
 
 def _check_pair(function: str, name: str, kind: Any) -> None:
-    if isinstance(kind, types.BaseTuple):
-        if len(kind) != 2:
-            _refuse(function, f"{name} has {len(kind)} values, expected an int or a pair")
-        for item in kind:
-            _check_int(function, name, item)
-    elif not _none(kind):
+    items = items_of(kind)
+    if items is None:
         _check_int(function, name, kind)
+        return
+    if len(items) != 2:
+        _refuse(function, f"{name} has {len(items)} values, expected an int or a pair")
+    for item in items:
+        _check_int(function, name, item)
 
 
 def _check_padding(function: str, kind: Any) -> None:
     if isinstance(kind, (types.UnicodeType, types.StringLiteral)):
         return
-    if isinstance(kind, types.BaseTuple) and len(kind) == 2 and any(isinstance(k, types.BaseTuple) for k in kind):
-        if not all(isinstance(k, types.BaseTuple) and len(k) == 2 for k in kind):
-            _refuse(function, f"padding is {kind}, expected ((top, bottom), (left, right))")
-        for item in kind:
-            _check_pair(function, "padding", item)
+    pairs = [items_of(item) for item in items_of(kind) or ()]
+    if not any(pair is not None for pair in pairs):
+        _check_pair(function, "padding", kind)
         return
-    _check_pair(function, "padding", kind)
+    if len(pairs) != 2 or not all(pair is not None and len(pair) == 2 for pair in pairs):
+        _refuse(function, f"padding is {kind}, expected ((top, bottom), (left, right))")
+    for item in items_of(kind) or ():
+        _check_pair(function, "padding", item)
 
 
 def _check_strategy(function: str, kind: Any) -> None:
-    text = types.UnicodeType, types.StringLiteral
-    if isinstance(kind, types.BaseTuple) and len(kind) and all(isinstance(k, types.StringLiteral) for k in kind):
-        return
-    if not isinstance(kind, text) and _default(kind) is ...:
+    names = items_of(kind) or (kind,)
+    known = _default(kind) is not ... or all(isinstance(name, types.StringLiteral) for name in names)
+    if not known and not isinstance(kind, types.UnicodeType):
         _refuse(function, f"strategy is {kind}, expected a name or a tuple of names, which are written out")
 
 
@@ -110,9 +111,8 @@ def _check_accumulate(function: str, kind: Any) -> None:
 
 def _common(*kinds: Any) -> Any:
     """Return the type in which arrays meet."""
-    return (
-        types.float64 if any(k.dtype == types.float64 for k in kinds if isinstance(k, types.Array)) else types.float32
-    )
+    dtypes = {kind.dtype for kind in kinds if isinstance(kind, types.Array)}
+    return types.float64 if types.float64 in dtypes else types.float32
 
 
 def _like(dtype: Any) -> Any:
@@ -142,19 +142,27 @@ def _ready_overload(a, dtype):
 
         return copied
 
-    if isinstance(a, types.Array):
-
-        def converted(a, dtype):
-            copy = np.empty(1, dtype)
-            copy[0] = a[()]
-            return copy
-
-        return converted
-
-    def boxed(a, dtype):
+    def converted(a, dtype):
         copy = np.empty(1, dtype)
-        copy[0] = a
+        copy[0] = a[()]
         return copy
+
+    return converted
+
+
+def _bias(b, w):
+    """Return a bias as an array; a number takes w's dtype, as it does outside."""
+
+
+@overload(_bias)
+def _bias_overload(b, w):
+    if not isinstance(b, (types.Float, types.Integer)):
+        return lambda b, w: b
+
+    def boxed(b, w):
+        array = np.empty(1, w.dtype)
+        array[0] = b
+        return array
 
     return boxed
 
@@ -184,9 +192,16 @@ _RANK_OF_DX = {(4, 4): 4, (3, 4): 3, (2, 3): 3, (2, 2): 2}
 
 @overload(ops.conv2d, prefer_literal=True)
 def _conv2d(
-    x, w, b = None, stride = 1, padding = 0, dilation = 1, groups = 1,
-    strategy = "auto", out = None,
-):  # fmt: skip
+    x,
+    w,
+    b=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    strategy="auto",
+    out=None,
+):
     for name, kind in (("x", x), ("w", w)):
         _check_array("conv2d", name, kind)
     if not _none(b) and not isinstance(b, (types.Float, types.Integer)):
@@ -200,7 +215,7 @@ def _conv2d(
         q = consult(FORWARD, flags, False, stride, padding, dilation, groups, None, strategy,
                     x, w, b, out, None, None, None, None)  # fmt: skip
         y = _target(q, 0, rank, like, out)
-        run(q, _ready(x, like), _ready(w, like), _ready(b, like), y, None, None, None, None)
+        run(q, _ready(x, like), _ready(w, like), _ready(_bias(b, w), like), y, None, None, None, None)
         return y
 
     return conv2d
@@ -208,14 +223,23 @@ def _conv2d(
 
 @overload(ops.conv2d_weight_grad, prefer_literal=True)
 def _conv2d_weight_grad(
-    x, dy, kernel_size = None, stride = 1, padding = 0, dilation = 1, groups = 1,
-    strategy = "auto", out = None, accumulate = False,
-):  # fmt: skip
+    x,
+    dy,
+    kernel_size=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    strategy="auto",
+    out=None,
+    accumulate=False,
+):
     for name, kind in (("x", x), ("dy", dy)):
         _check_array("conv2d_weight_grad", name, kind)
     if not _none(out):
         _check_array("conv2d_weight_grad", "out", out)
-    _check_pair("conv2d_weight_grad", "kernel_size", kernel_size)
+    if not _none(kernel_size):
+        _check_pair("conv2d_weight_grad", "kernel_size", kernel_size)
     _Options(stride, padding, dilation, groups, strategy).check("conv2d_weight_grad")
     _check_accumulate("conv2d_weight_grad", accumulate)
     like, rank, flags = _like(_common(x, dy)), _RANK_OF_DW.get((x.ndim, dy.ndim), 4), _out_flag(out)
@@ -252,14 +276,22 @@ def _conv2d_bias_grad(dy, out=None, accumulate=False):
 
 @overload(ops.conv2d_input_grad, prefer_literal=True)
 def _conv2d_input_grad(
-    dy, w, input_size = None, stride = 1, padding = 0, dilation = 1, groups = 1,
-    strategy = "auto", out = None,
-):  # fmt: skip
+    dy,
+    w,
+    input_size=None,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    strategy="auto",
+    out=None,
+):
     for name, kind in (("dy", dy), ("w", w)):
         _check_array("conv2d_input_grad", name, kind)
     if not _none(out):
         _check_array("conv2d_input_grad", "out", out)
-    _check_pair("conv2d_input_grad", "input_size", input_size)
+    if not _none(input_size):
+        _check_pair("conv2d_input_grad", "input_size", input_size)
     _Options(stride, padding, dilation, groups, strategy).check("conv2d_input_grad")
     like, rank, flags = _like(_common(dy, w)), _RANK_OF_DX.get((dy.ndim, w.ndim), 4), _out_flag(out)
 
@@ -280,8 +312,9 @@ def _needed(kind: Any) -> tuple[str, ...]:
     """Return what is needed, which is written out."""
     function = "conv2d_backward"
     value = getattr(kind, "literal_value", None) if _default(kind) is ... else _default(kind)
-    if isinstance(kind, types.BaseTuple):
-        value = tuple(getattr(k, "literal_value", None) for k in kind)
+    items = items_of(kind)
+    if items is not None:
+        value = tuple(getattr(k, "literal_value", None) for k in items)
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, tuple) or not all(isinstance(name, str) for name in names):
         _refuse(function, f"needs is {kind}, expected names that are written out")
@@ -317,15 +350,25 @@ def _pick_overload(out, index):
 
 @overload(ops.conv2d_backward, prefer_literal=True)
 def _conv2d_backward(
-    x, w, dy, needs = ("dx", "dw", "db"), stride = 1, padding = 0, dilation = 1,
-    groups = 1, strategy = "auto", out = None, accumulate = False,
-):  # fmt: skip
+    x,
+    w,
+    dy,
+    needs=("dx", "dw", "db"),
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    strategy="auto",
+    out=None,
+    accumulate=False,
+):
     for name, kind in (("x", x), ("w", w), ("dy", dy)):
         _check_array("conv2d_backward", name, kind)
     if not _none(out):
-        if not isinstance(out, types.BaseTuple) or len(out) != 3:
+        items = items_of(out) or ()
+        if len(items) != 3:
             _refuse("conv2d_backward", f"out is of type {out}, expected Gradients(dx, dw, db)")
-        for name, kind in zip(_Gradients._fields, out, strict=True):
+        for name, kind in zip(_Gradients._fields, items, strict=True):
             if not _none(kind):
                 _check_array("conv2d_backward", f"out.{name}", kind)
     _Options(stride, padding, dilation, groups, strategy).check("conv2d_backward")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from numba.np.ufunc import parallel
 from ..codegen.simd import integers
 from ..program import ARRAYS
 from ..runtime import executor, machine
-from ..runtime.jit import Body, call_body, compiler_lock, device
+from ..runtime.jit import Body, compiler_lock, device
 from . import layout
 from .layout import (
     ANSWER,
@@ -198,6 +199,12 @@ def _apart(words):
     return True
 
 
+@device
+def _fits_threads(known, found):
+    """Whether a program was made for as many threads as there are now, or for any."""
+    return found[_THREADS] == 0 or found[_THREADS] == call_number(known[_GET_THREADS])
+
+
 def find(question, state, entry, _, __):
     """Leave in a question's answer the entry for it, or 0; and its hash."""
     words, known = integers(question), integers(state)
@@ -209,10 +216,9 @@ def find(question, state, entry, _, __):
     place = h & table[0]
     while table[1 + place]:
         found = integers(table[1 + place])
-        if found[_HASH] == h and _same(words, found):
-            if found[_THREADS] == 0 or found[_THREADS] == call_number(known[_GET_THREADS]):
-                words[ANSWER] = table[1 + place]
-                return
+        if found[_HASH] == h and _same(words, found) and _fits_threads(known, found):
+            words[ANSWER] = table[1 + place]
+            return
         place = (place + 1) & table[0]
 
 
@@ -322,7 +328,7 @@ class _Table:
         if not self.state[_GET_THREADS]:
             layer = executor.start()
             if layer == "omp":
-                from numba.np.ufunc import omppool
+                omppool = import_module("numba.np.ufunc.omppool")
 
                 self.state[_IN_OPENMP] = _symbol(ctypes.CDLL(omppool.__file__), "omp_in_parallel")
             self.state[_CLAIMED] = layer == "workqueue"
