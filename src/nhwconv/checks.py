@@ -16,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .problem import ConvProblem, Padding, same_padding
-from .runtime.arrays import values_are_data
 
 __all__ = [
     "NATIVE",
@@ -503,7 +502,7 @@ def as_bias(value: Any, w: Array) -> Array:
     """Return b as an array; a Python number takes w's dtype, as NumPy's rules for weak scalars have it."""
     if type(value) is float or type(value) is int:
         try:
-            with values_are_data:
+            with np.errstate(all="ignore"):  # a new one each time: they are entered once
                 return np.asarray(value, w.dtype)
         except OverflowError:
             fail(f"b is {_shown(int(value))}, which {w.dtype} cannot hold")
