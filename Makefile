@@ -4,14 +4,17 @@ PYTHON  ?= python3
 MACHINE ?= $(shell uname -n)
 BASE    ?= main
 COMMIT  ?= HEAD
-BENCH   ?= ^(?!.*cold)
+BENCH   ?= ^(?!.*(cold|networks))
+FACTOR  ?= 1.1
+TABLE   ?= /dev/null
 VENV    := .venv
 BIN     := $(VENV)/bin
 # OpenBLAS takes another CPU's kernels where this is set, and timings of im2col and tensordot would mean little.
 TIMED   := env -u OPENBLAS_CORETYPE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-adapters nightly soak mutants lint build bench bench-compare bench-record dashboard clean
+.PHONY: help demo test test-adapters test-pages nightly soak mutants lint docs report build bench bench-compare \
+	bench-noise bench-record dashboard clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,23 +30,34 @@ test: $(VENV)/with-test  ## run all tests; ARGS goes to pytest
 test-adapters: $(VENV)/with-adapters  ## test the adapters for PyTorch, JAX and Dask; none may be skipped
 	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/adapters $(ARGS)
 
+test-pages: $(VENV)/with-pages  ## test the pages that it makes in Chromium, which it finds, brings, or says how to get
+	$(BIN)/python tests/support/browser.py
+	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/pages $(ARGS)
+
 nightly: $(VENV)/with-test  ## run all tests in their long forms: more problems, more threads, more calls
 	NHWCONV_TESTS=nightly $(BIN)/python -m pytest $(ARGS)
 
-soak: $(VENV)/with-test  ## ten minutes of random problems against the oracle; ARGS goes to tests/soak.py
-	$(BIN)/python tests/soak.py $(ARGS)
+soak: $(VENV)/with-test  ## ten minutes of random problems against the oracle; ARGS goes to tests/support/soak.py
+	$(BIN)/python tests/support/soak.py $(ARGS)
 
 mutants: $(VENV)/with-test  ## make chosen mistakes in copies of the package, and see the tests notice each
-	$(BIN)/python tests/mutate.py $(ARGS)
+	$(BIN)/python tests/support/mutate.py $(ARGS)
 
 lint: $(VENV)/with-dev  ## ruff and mypy
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+docs: $(VENV)/with-docs  ## build the documentation into build/site; a warning is an error
+	$(BIN)/python -m sphinx --builder html --fresh-env --fail-on-warning --keep-going -d build/doctrees docs build/site
+
+report: $(VENV)/with-report  ## time layers and networks against PyTorch and JAX; fill docs/performance.md and docs/report.svg
+	$(TIMED) OMP_PROC_BIND=true $(BIN)/python tools/report.py $(ARGS)
+
 build: $(VENV)/with-dev  ## a wheel and a source distribution in dist/
 	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: $(VENV)/with-bench  ## run the asv benchmarks once on this checkout, keeping no times: those that match BENCH
 	$(BIN)/asv machine --yes
@@ -51,9 +65,14 @@ bench: $(VENV)/with-bench  ## run the asv benchmarks once on this checkout, keep
 	$(TIMED) $(BIN)/asv run --config .asv.quick.json --python=same --dry-run -a rounds=1 -a repeat=5 -b '$(BENCH)' $(ARGS); \
 		status=$$?; rm -f .asv.quick.json; exit $$status
 
-bench-compare: $(VENV)/with-bench  ## compare this commit with BASE; fails where it is slower; ARGS goes to asv continuous
+bench-compare: $(VENV)/with-bench  ## compare this commit with BASE by FACTOR; fails where it is slower; ARGS goes to asv continuous
 	$(BIN)/asv machine --yes
-	$(TIMED) $(BIN)/asv continuous --factor 1.1 --split --show-stderr $(ARGS) $(BASE) HEAD
+	$(TIMED) $(BIN)/asv continuous --factor $(FACTOR) --split --show-stderr $(ARGS) $(BASE) HEAD; status=$$?; \
+		$(BIN)/python tools/bench_table.py --factor $(FACTOR) $(BASE) HEAD | tee $(TABLE); exit $$status
+
+bench-noise: $(VENV)/with-bench  ## record COMMIT twice, apart, and print thresholds for asv.conf.json; ARGS goes to asv run
+	$(BIN)/asv machine --yes
+	$(TIMED) $(BIN)/python tools/noise.py --commit $(COMMIT) $(ARGS)
 
 bench-record: $(VENV)/with-bench  ## record the benchmarks of COMMIT in benchmarks/results, as MACHINE; ARGS goes to asv run
 	$(BIN)/asv machine --yes

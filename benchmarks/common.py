@@ -5,6 +5,7 @@ their lists. So the lists are written out here, whatever a commit has, and what 
 where a `NotImplementedError` has asv skip it.
 """
 
+import importlib
 import os
 
 #: Everything, where this variable is set; otherwise few enough combinations for a minute or two.
@@ -38,12 +39,7 @@ class Calls:
             from nhwconv.workloads import make_data, workload
         except ImportError:
             raise NotImplementedError from None
-        import numba
-
-        if threads is not None:
-            if threads > numba.config.NUMBA_NUM_THREADS:
-                raise NotImplementedError
-            numba.set_num_threads(threads)
+        limit_threads(threads)
         layer = next((layer for layer in workload(name.split(".")[0]) if layer.name == name), None)
         if layer is None or strategy not in (*REGISTRY, "auto"):
             raise NotImplementedError
@@ -66,3 +62,24 @@ class Calls:
 
     def backward(self):
         return self.package.conv2d_backward(self.x, self.w, self.dy, **self.options)
+
+
+def limit_threads(threads):
+    """Compute with so many threads, all where that is None; a machine without so many is skipped."""
+    import numba
+
+    if threads is None:
+        return
+    if threads > numba.config.NUMBA_NUM_THREADS:
+        raise NotImplementedError
+    numba.set_num_threads(threads)
+
+
+def roofline():
+    """Return the module that measures this machine, which older commits keep elsewhere."""
+    for folder in ("cli", "compare"):
+        try:
+            return importlib.import_module(f"nhwconv.{folder}.roofline")
+        except ImportError:
+            continue
+    raise NotImplementedError

@@ -1,6 +1,6 @@
 """The micro-kernel alone, on operands that stay in L1."""
 
-from .common import DTYPES, THREADS
+from .common import DTYPES, THREADS, limit_threads, roofline
 
 
 class MicroKernel:
@@ -10,16 +10,10 @@ class MicroKernel:
     def setup(self, dtype, threads):
         import nhwconv  # noqa: F401 - without it nothing can be measured, which is no reason to skip
 
-        try:
-            from nhwconv.compare.roofline import peak_call
-        except ImportError:
-            raise NotImplementedError from None
-        import numba
+        peak_call = roofline().peak_call
         import numpy as np
 
-        if threads > numba.config.NUMBA_NUM_THREADS:
-            raise NotImplementedError
-        numba.set_num_threads(threads)
+        limit_threads(threads)
         self.call, _ = peak_call(np.dtype(dtype), threads)
         self.call()
 

@@ -1,6 +1,6 @@
 """The passes on layers of real networks, by strategy, dtype and number of threads."""
 
-from .common import DTYPES, LAYERS, PASSES, STRATEGIES, THREADS, Calls
+from .common import DTYPES, LAYERS, PASSES, STRATEGIES, THREADS, Calls, roofline
 
 
 class Time:
@@ -41,10 +41,7 @@ class Track:
 
     def track_roofline(self, layer, pass_, strategy, dtype):
         """How many times as long as the roofline's time a call takes."""
-        try:
-            from nhwconv.compare.roofline import measure
-        except ImportError:
-            raise NotImplementedError from None
+        measure = roofline().measure
         from nhwconv.timing import low, time_calls
 
         return low(time_calls(self.call, 0.2)) / measure(self.calls.problem.dtype).seconds(self.calls.problem)

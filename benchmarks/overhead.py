@@ -1,4 +1,4 @@
-"""What a call costs besides its arithmetic: on the article's example, in a new process, at import."""
+"""What a call costs besides its arithmetic: on the article's example, through each door, first, at import."""
 
 from .common import Calls
 
@@ -26,6 +26,88 @@ class Article:
 
     def time_input_grad(self, strategy):
         self.calls.input_grad()
+
+
+def _function(nhwconv, x, w, dy):
+    return lambda: nhwconv.conv2d(x, w, padding=1)
+
+
+def _backward(nhwconv, x, w, dy):
+    return lambda: nhwconv.conv2d_backward(x, w, dy, padding=1)
+
+
+def _called_plan(nhwconv, x, w, dy):
+    plan = nhwconv.plan("forward", x.shape, w.shape, dtype=x.dtype, padding=1)
+    if not callable(plan):
+        raise NotImplementedError
+    return lambda: plan(x, w)
+
+
+def _njit(nhwconv, x, w, dy):
+    import numba
+
+    @numba.njit
+    def call(x, w):
+        return nhwconv.conv2d(x, w, padding=1)
+
+    try:
+        call(x, w)
+    except numba.errors.TypingError:  # an older commit's functions are Python's
+        raise NotImplementedError from None
+    return lambda: call(x, w)
+
+
+def _torch(nhwconv, x, w, dy):
+    torch, conv2d = _adapter()
+    x, w = (torch.from_numpy(array).permute(0, 3, 1, 2) for array in (x, w))
+    return lambda: conv2d(x, w, padding=1)
+
+
+def _torch_step(nhwconv, x, w, dy):
+    torch, conv2d = _adapter()
+    x, w, dy = (torch.from_numpy(array).permute(0, 3, 1, 2) for array in (x, w, dy))
+    x, w = (tensor.requires_grad_() for tensor in (x, w))
+    return lambda: torch.autograd.grad(conv2d(x, w, padding=1), (x, w), dy)
+
+
+def _adapter():
+    """Return PyTorch and the adapter's conv2d, where both are there."""
+    try:
+        import torch
+
+        from nhwconv.torch import conv2d
+    except ImportError:
+        raise NotImplementedError from None
+    return torch, conv2d
+
+
+class Doors:
+    """The same few multiplications through every door of the package: what is timed is the door."""
+
+    #: Written out, as in `common`: asv knows a parameter by its place.
+    doors = {
+        "function": _function,
+        "backward": _backward,
+        "called plan": _called_plan,
+        "njit": _njit,
+        "torch": _torch,
+        "torch forward and backward": _torch_step,
+    }
+    params = list(doors)
+    param_names = ("door",)
+    timeout = 120
+
+    def setup(self, door):
+        import numpy as np
+
+        import nhwconv
+
+        x, w = np.ones((1, 8, 8, 4), np.float32), np.ones((8, 3, 3, 4), np.float32)
+        self.call = self.doors[door](nhwconv, x, w, np.ones((1, 8, 8, 8), np.float32))
+        self.call()
+
+    def time_call(self, door):
+        self.call()
 
 
 class _NewProcess:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import nhwconv as nc
-from nhwconv import bias, storage
+from nhwconv import checks, planning
 
 F = np.float32
 X = np.ones((2, 5, 6, 3), F)
@@ -341,6 +341,10 @@ ERRORS = [
 ]  # fmt: skip
 
 
+#: What every call comes to after its checks.
+WORK = (planning.Plan, "run"), (planning.Backward, "run"), (planning, "execute")
+
+
 @pytest.mark.parametrize(("call", "error", "message"), ERRORS, ids=[m[:90] for _, _, m in ERRORS])
 def test_message(call, error, message, monkeypatch):
     """The error has its type and exactly this text, and no pass was started."""
@@ -348,9 +352,8 @@ def test_message(call, error, message, monkeypatch):
     def work(*arguments):
         raise AssertionError("work was done before everything was checked")
 
-    for pass_ in ("forward", "weight_grad", "input_grad"):
-        monkeypatch.setattr(storage, pass_, work)
-    monkeypatch.setattr(bias, "bias_grad", work)
+    for of, name in WORK:
+        monkeypatch.setattr(of, name, work)
     SHARED[:] = 1
     with pytest.raises(error, match=f"^{re.escape(message)}$") as caught:
         call()
@@ -361,13 +364,12 @@ def test_message(call, error, message, monkeypatch):
 def test_work_is_seen(monkeypatch):
     """The test above would notice work: a good call does reach these functions."""
     reached = []
-    for pass_ in ("forward", "weight_grad", "input_grad"):
-        monkeypatch.setattr(storage, pass_, lambda *a, pass_=pass_: reached.append(pass_))
-    monkeypatch.setattr(bias, "bias_grad", lambda *a: reached.append("bias_grad"))
-    forward()()
-    backward()()
-    bias_grad()()
-    assert reached == ["forward", "weight_grad", "input_grad", "bias_grad"]
+    monkeypatch.setattr(planning.Plan, "run", lambda plan, *_: reached.append(plan.pass_))
+    monkeypatch.setattr(planning.Backward, "run", lambda *_: reached.append("backward"))
+    monkeypatch.setattr(planning, "execute", lambda *_, **named: reached.append("bias_grad"))
+    for call in (forward(), weight_grad(), input_grad(), backward(), bias_grad()):
+        call()
+    assert reached == ["forward", "weight_grad", "input_grad", "backward", "bias_grad"]
 
 
 def test_ragged_lists():
@@ -432,3 +434,49 @@ def test_equal_arguments_of_other_types_are_checked_each_time():
         for bad in (1.0, True):
             with pytest.raises(TypeError, match=f"stride is {bad}, expected an integer"):
                 nc.conv2d(X, W, stride=bad)
+
+
+@pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError])
+def test_a_refusal_gets_the_words_of_the_function(error):
+    """One place puts the public function's name before the message, and makes the error; nothing is chained to it."""
+    with pytest.raises(error, match=r"^conv2d: x is odd$") as caught, checks.words_of("conv2d"):
+        checks.fail("x is odd", error)
+    assert caught.value.__suppress_context__
+    assert not isinstance(caught.value, checks.Refusal)
+
+
+def test_other_errors_pass_as_they_are():
+    """What is not a refusal is a mistake of ours, or the interpreter's: nothing is said in its place."""
+    with pytest.raises(ZeroDivisionError, match="zero"), checks.words_of("conv2d"):
+        _ = 1 // 0
+
+
+class N:
+    """An integer as NumPy and others make them: an object with __index__."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+@pytest.mark.parametrize("function", [forward, backward])
+def test_integers_of_other_types_are_planned_by_their_value(function):
+    """Not by what they are: one object after another, one object whose value changes, and the same value as an int."""
+    shapes = []
+    for stride in (N(1), N(2), 1, 2):
+        y = nc.conv2d(X, W, stride=stride)
+        shapes.append(y.shape)
+    assert shapes == [(2, 3, 5, 4), (2, 2, 3, 4)] * 2
+    changing = N(1)
+    assert nc.conv2d(X, W, stride=changing).shape == (2, 3, 5, 4)
+    changing.value = 2
+    assert nc.conv2d(X, W, stride=changing).shape == (2, 2, 3, 4)
+    assert nc.plan("forward", X.shape, W.shape, stride=changing) == nc.plan("forward", X.shape, W.shape, stride=2)
+    for bad in (True, 1.0, np.float32(1), np.True_):
+        function(stride=1)()
+        with pytest.raises(TypeError, match="expected an integer"):
+            function(stride=bad)()
+        with pytest.raises(TypeError, match="expected an integer"):
+            function(groups=bad)()

@@ -8,7 +8,8 @@ import pytest
 
 import child
 import nhwconv as nc
-from nhwconv import choices, files, machine
+from nhwconv import choices
+from nhwconv.runtime import files, machine
 from rigged import W, X
 
 PROBLEM = nc.plan("forward", X, W, padding=1).problem
@@ -33,13 +34,13 @@ def place(tmp_path, monkeypatch):
 
 
 def keep(strategy="loop", pass_="forward", problem=PROBLEM):
-    choices.keep("test", pass_, problem, strategy, {"loop": 0.25, "winograd": 0.5})
+    choices.keep(pass_, problem, strategy, {"loop": 0.25, "winograd": 0.5})
 
 
 def found(pass_="forward", problem=PROBLEM):
     """Look as a new process would."""
     choices.forget()
-    return choices.lookup("test", pass_, problem)
+    return choices.lookup(pass_, problem)
 
 
 def only_file(folder):
@@ -97,10 +98,10 @@ def test_a_process_looks_once(place):
     assert found() is None
     keep()
     choices._tuned.clear()  # so it is another's
-    assert choices.lookup("test", "forward", PROBLEM) is None
+    assert choices.lookup("forward", PROBLEM) is None
     assert found() == "loop"
     shutil.rmtree(place)
-    assert choices.lookup("test", "forward", PROBLEM) == "loop"
+    assert choices.lookup("forward", PROBLEM) == "loop"
 
 
 def test_modes(place, monkeypatch):
@@ -108,7 +109,7 @@ def test_modes(place, monkeypatch):
     for mode in ("off", "read"):
         monkeypatch.setenv("NHWCONV_TUNING", mode)
         keep()
-        assert choices.lookup("test", "forward", PROBLEM) == "loop"
+        assert choices.lookup("forward", PROBLEM) == "loop"
         assert found() is None
         assert not place.exists()
     for usual in ("write", ""):
@@ -194,7 +195,7 @@ def test_a_folder_in_the_place_of_a_file_is_a_miss(place):
     assert found() is None
     with pytest.warns(RuntimeWarning, match="cannot keep what was tuned"):
         keep("winograd")
-    assert choices.lookup("test", "forward", PROBLEM) == "winograd"
+    assert choices.lookup("forward", PROBLEM) == "winograd"
     assert list(place.iterdir()) == [file]  # nothing temporary remains
 
 
@@ -207,8 +208,8 @@ def test_a_folder_that_cannot_be_written_is_one_warning(tmp_path, monkeypatch):
         keep()
     assert len(caught) == 1
     keep("winograd", "weight_grad")  # a second warning would be an error
-    assert choices.lookup("test", "forward", PROBLEM) == "loop"
-    assert choices.lookup("test", "weight_grad", PROBLEM) == "winograd"
+    assert choices.lookup("forward", PROBLEM) == "loop"
+    assert choices.lookup("weight_grad", PROBLEM) == "winograd"
     with pytest.raises(OSError, match="Not a directory"):
         choices.check_folder()
 
@@ -219,7 +220,7 @@ def test_clear(place):
     (place / "x.damaged").touch()
     choices.clear()
     assert not place.exists()
-    assert choices.lookup("test", "forward", PROBLEM) is None
+    assert choices.lookup("forward", PROBLEM) is None
     choices.clear()
 
 

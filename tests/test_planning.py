@@ -1,14 +1,22 @@
 """Plans: which strategy runs, why, and what it needs."""
 
 import dataclasses
+import pickle
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
+import fresh
 import nhwconv as nc
-from cases import PASSES, typical
-from nhwconv import machine, planning
+from cases import PASSES, Case, Data, data_of, draw_data, run, typical
+from nhwconv import planning
+from nhwconv.program import calls
+from nhwconv.runtime import executor, machine
 from nhwconv.strategies import AUTO, REGISTRY
 from nhwconv.strategies.base import Strategy
 
@@ -57,8 +65,7 @@ def test_a_tuple_is_a_choice():
 
 def test_of_equal_costs_the_first_in_the_registry_is_taken(monkeypatch):
     """Not the first in the tuple."""
-    for strategy in REGISTRY.values():
-        monkeypatch.setattr(strategy, "cost", lambda *a: 1.0, raising=False)
+    monkeypatch.setattr(planning, "_cost", lambda *a: 1.0)
     monkeypatch.setattr(nc.ops, "_plans", {})
     assert nc.plan("forward", X, W, strategy=("tensordot", "loop")).strategy == "loop"
 
@@ -80,19 +87,16 @@ def test_costs_grow_with_the_work(pass_, strategy, monkeypatch):
 class Picky:
     """A strategy that refuses."""
 
-    name, summary = "picky", "refuses"
+    name, summary, compiled = "picky", "refuses", False
 
     def supports(self, problem, pass_):
         return "the moon is full" if pass_ == "forward" else None
 
-    def workspace(self, problem, pass_):
-        return 3 * 2**20
+    def program(self, problem, pass_, wanted):
+        def fill(x, dy, dw, db=None):
+            dw[...] = 42
 
-    def cost(self, problem, pass_):
-        return 1.0
-
-    def weight_grad(self, problem, x, dy, dw, accumulate, db=None):
-        dw[...] = 42
+        return calls(fill, problem, pass_, wanted.bias, 1.0, 3 * 2**20)
 
 
 @pytest.fixture
@@ -101,11 +105,11 @@ def picky(monkeypatch):
     before = dict(REGISTRY)
     REGISTRY.clear()
     REGISTRY.update({"picky": Picky(), **before})
-    nc.ops._plans.clear()
+    fresh.forget()
     yield
     REGISTRY.clear()
     REGISTRY.update(before)
-    nc.ops._plans.clear()
+    fresh.forget()
 
 
 def test_a_strategy_that_cannot_is_an_error_when_named_alone(picky):
@@ -145,18 +149,17 @@ def test_print():
     oh, ow = 28, 55  # (57 - 3) // 2 + 1, 59 - 5 + 1
     gflop = 2 * 8 * oh * ow * 64 * 64 * 9 / 1e9
     megabytes = (8 * 56 * 56 * 64 + 64 * 9 * 64 + 8 * oh * ow * 64) * 8 / 1e6
-    assert lines[1] == "  strategy   tensordot: NumPy's tensordot over kernel positions, as in the article"
-    assert lines[2] == "  because    it was asked for"
-    assert lines[3] == f"  work       {gflop:.3g} GFLOP over {megabytes:.3g} MB of x, w and y"
-    assert re.fullmatch(r"  workspace  [\d.e+]+ MiB", lines[4])
-    assert re.fullmatch(r"  candidate  tensordot: [\d.e+]+ million cycles predicted", lines[5])
-    assert len(lines) == 6
+    assert lines[1] == "  strategy   tensordot: it was asked for"
+    assert lines[2] == f"  work       {gflop:.3g} GFLOP over {megabytes:.3g} MB of x, w and y"
+    assert re.fullmatch(r"  workspace  [\d.e+]+ MiB", lines[3])
+    assert re.fullmatch(r"  candidate  tensordot: [\d.e+]+ million cycles predicted", lines[4])
+    assert len(lines) == 5
 
 
 def test_print_names_what_was_refused(picky):
     """And why, after the candidates."""
     lines = str(nc.plan("forward", X, W, strategy=("picky", "loop", "tensordot"))).splitlines()
-    assert [line.split(":")[0].split() for line in lines[5:]] == [
+    assert [line.split(":")[0].split() for line in lines[4:]] == [
         ["candidate", "loop"], ["candidate", "tensordot"], ["refused", "picky"]
     ]  # fmt: skip
     assert lines[-1] == "  refused    picky: the moon is full"
@@ -179,10 +182,16 @@ def test_problems_read_well(options, text):
 
 
 def test_plans_of_the_smaller_forms_and_other_byte_orders():
-    """They are the batched problem's, in native byte order."""
+    """They are the batched problem's, in native byte order; what differs is the form of the arrays."""
     swapped = np.dtype(np.float32).newbyteorder()
-    assert nc.plan("forward", X[1:], W) == nc.plan("forward", (1, *X[1:]), W)
-    assert nc.plan("forward", (9, 8), (3, 3)) == nc.plan("forward", [1, 9, 8, 1], [1, 3, 3, 1])
+    for small, batched in (
+        (nc.plan("forward", X[1:], W), nc.plan("forward", (1, *X[1:]), W)),
+        (nc.plan("forward", (9, 8), (3, 3)), nc.plan("forward", [1, 9, 8, 1], [1, 3, 3, 1])),
+    ):
+        assert small.problem == batched.problem
+        assert (small.strategy, small.costs) == (batched.strategy, batched.costs)
+        assert small != batched
+    assert nc.plan("forward", (9, 8), (3, 3)).form == ((9, 8), (3, 3), (7, 6))
     assert nc.plan("forward", X, W, dtype=swapped) == nc.plan("forward", X, W)
     assert nc.plan("forward", X, W, dtype=np.float64) != nc.plan("forward", X, W)
 
@@ -222,5 +231,210 @@ def test_the_problem_computes_in_float32_for_half_types():
 def test_strategies_satisfy_the_protocol():
     """Every entry has what the protocol asks for."""
     members = {n for n in (*Strategy.__annotations__, *vars(Strategy)) if not n.startswith("_")}
-    assert {"name", "summary", "supports", "workspace", "cost", "forward", "weight_grad", "input_grad"} <= members
+    assert {"name", "summary", "compiled", "supports", "program"} <= members
     assert all(hasattr(strategy, name) for strategy in REGISTRY.values() for name in members)
+
+
+# -------------------------------------------------------------------------------------------- called plans
+
+OPTIONS = {"stride": (2, 1), "padding": ((1, 0), (1, 1)), "groups": 2}
+CALLED = Case(n=3, h=9, w=8, c=6, d=10, **OPTIONS)
+
+
+def made(pass_, case=CALLED, dtype=np.float32, **options):
+    return nc.plan(pass_, case.x_shape, case.w_shape, dtype=dtype, **case.options, **options)
+
+
+def operands(pass_, data):
+    return {"forward": (data.x, data.w), "weight_grad": (data.x, data.dy), "input_grad": (data.dy, data.w)}[pass_]
+
+
+@pytest.mark.parametrize("strategy", ["auto", *REGISTRY])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_a_called_plan_gives_the_bits_of_the_function(pass_, dtype, strategy):
+    """A new result each time, and `out` where it is given, which may hold anything."""
+    case = CALLED if strategy == "auto" else typical(strategy, pass_, dtype=dtype)
+    data, plan = data_of(case, dtype), made(pass_, case, dtype, strategy=strategy)
+    expected = run(case, data, pass_, strategy)
+    first, second = plan(*operands(pass_, data)), plan(*operands(pass_, data))
+    assert first is not second
+    assert first.dtype == expected.dtype
+    assert first.tobytes() == second.tobytes() == expected.tobytes()
+    out = np.full(expected.shape, np.nan, dtype)
+    assert plan(*operands(pass_, data), out=out) is out
+    assert out.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_called_plan_adds_a_bias(dtype):
+    """By place or by name."""
+    data, plan = data_of(CALLED, dtype), made("forward", dtype=dtype)
+    expected = nc.conv2d(data.x, data.w, data.b, **CALLED.options).tobytes()
+    assert plan(data.x, data.w, data.b).tobytes() == expected
+    assert plan(data.x, data.w, b=data.b[::-1][::-1]).tobytes() == expected
+    assert plan(data.x, data.w).tobytes() == nc.conv2d(data.x, data.w, **CALLED.options).tobytes()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_called_plan_accumulates(dtype):
+    """A weight gradient is added to `out`, once."""
+    data, plan = data_of(CALLED, dtype), made("weight_grad", dtype=dtype)
+    out, expected = (np.ones(CALLED.w_shape, dtype) for _ in range(2))
+    run(CALLED, data, "weight_grad", "auto", out=expected, accumulate=True)
+    assert plan(data.x, data.dy, out=out, accumulate=True) is out
+    assert out.tobytes() == expected.tobytes()
+    assert out.tobytes() != plan(data.x, data.dy).tobytes()
+
+
+SMALLER = [((9, 8, 3), (4, 3, 2, 3)), ((9, 8, 3), (3, 2, 3)), ((9, 8), (3, 2))]
+
+
+@pytest.mark.parametrize(("x", "w"), SMALLER)
+@pytest.mark.parametrize("pass_", PASSES)
+def test_called_plans_of_the_smaller_forms(pass_, x, w):
+    """Operands and results have the form that the shapes say."""
+    rng = np.random.default_rng(0)
+    plan = nc.plan(pass_, x, w)
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in zip("xwy", plan.form, strict=True)}
+    data = Data(arrays["x"], arrays["w"], None, arrays["y"])
+    function = {
+        "forward": nc.conv2d,
+        "weight_grad": lambda x, dy: nc.conv2d_weight_grad(x, dy, (3, 2)),
+        "input_grad": lambda dy, w: nc.conv2d_input_grad(dy, w, (9, 8)),
+    }[pass_]
+    expected = function(*operands(pass_, data))
+    got = plan(*operands(pass_, data))
+    assert got.shape == expected.shape
+    assert got.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_a_called_plan_takes_what_is_array_like(pass_):
+    """Other strides, byte orders and lists are copied; inputs stay as they are."""
+    data, plan = data_of(CALLED, np.float64), made(pass_, dtype=np.float64)
+    first, second = operands(pass_, data)
+    expected = plan(first, second).tobytes()
+    assert plan(np.asfortranarray(first), second[::-1][::-1]).tobytes() == expected
+    assert plan(first.astype(">f8"), np.repeat(second, 2, 0)[::2]).tobytes() == expected
+    assert plan(first.tolist(), second.tolist()).tobytes() == expected
+    unaligned = np.frombuffer(b"\0" + first.tobytes(), np.uint8)[1:].view(np.float64).reshape(first.shape)
+    assert not unaligned.flags.aligned
+    assert plan(unaligned, second).tobytes() == expected
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+def test_a_called_plan_of_no_images(pass_):
+    """Results are empty, or zero; what is added to stays."""
+    case = replace(CALLED, n=0)
+    data, plan = data_of(case, np.float32), made(pass_, case)
+    got = plan(*operands(pass_, data))
+    assert got.shape == {"forward": case.y_shape, "weight_grad": case.w_shape, "input_grad": case.x_shape}[pass_]
+    assert not got.any()
+    assert plan.workspace == 0
+    if pass_ == "weight_grad":
+        out = np.ones(case.w_shape, np.float32)
+        assert (plan(*operands(pass_, data), out=out, accumulate=True) == 1).all()
+
+
+def refused(*arguments, pass_="forward", **options):
+    return lambda plans, d: plans[pass_](*(a(d) for a in arguments), **{k: v(d) for k, v in options.items()})
+
+
+X_, W_, DY_, B_ = (lambda d: d.x), (lambda d: d.w), (lambda d: d.dy), (lambda d: d.b)
+REFUSED = [
+    (refused(lambda d: d.x[:2], W_), ValueError, "plan: x has shape (2, 9, 8, 6), expected (3, 9, 8, 6)"),
+    (refused(X_, lambda d: d.w[0]), ValueError, "plan: w has shape (3, 3, 3), expected (10, 3, 3, 3)"),
+    (refused(X_, W_, lambda d: d.b[1:]), ValueError, "plan: b has shape (9,), expected (10,)"),
+    (refused(lambda d: d.x.astype(np.float64), W_), TypeError, "plan: x has dtype float64, expected float32"),
+    (refused(X_, lambda d: d.w.astype(np.float16)), TypeError, "plan: w has dtype float16, expected float32"),
+    (refused(X_, W_, lambda d: d.b.astype(np.float64)), TypeError, "plan: b has dtype float64, expected float32"),
+    (refused(lambda d: np.ma.array(d.x), W_), TypeError,
+     "plan: x is a masked array, whose mask would be lost; pass x.filled(value) or x.data"),
+    (refused(lambda d: d.x.astype(int), W_), TypeError,
+     "plan: x has dtype int64, expected float32, float64, float16 or bfloat16; cast it first, for example "
+     "np.asarray(x, np.float32)"),
+    (refused(X_, W_, out=lambda d: np.zeros((1, 2), np.float32)), ValueError,
+     "plan: out has shape (1, 2), expected (3, 4, 8, 10)"),
+    (refused(X_, W_, out=lambda d: np.zeros((3, 4, 8, 10))), TypeError,
+     "plan: out has dtype float64, expected float32"),
+    (refused(X_, W_, out=lambda d: [1]), TypeError, "plan: out is a list, expected a numpy.ndarray"),
+    (refused(X_, W_, accumulate=lambda d: True), ValueError, "plan: accumulate=True needs out to add to"),
+    (refused(X_, W_, accumulate=lambda d: 1, out=lambda d: d.dy.copy()), TypeError,
+     "plan: accumulate is 1, expected True or False"),
+    (refused(X_, W_, accumulate=lambda d: True, out=lambda d: d.dy.copy()), ValueError,
+     "plan: accumulate is True, but only a weight_grad is added to what is there, not a forward"),
+    (refused(X_, DY_, B_, pass_="weight_grad"), ValueError, "plan: b is given, but a weight_grad has no bias"),
+    (refused(DY_, W_, B_, pass_="input_grad"), ValueError, "plan: b is given, but a input_grad has no bias"),
+    (refused(W_, X_, pass_="weight_grad"), ValueError, "plan: x has shape (10, 3, 3, 3), expected (3, 9, 8, 6)"),
+    (refused(X_, X_, pass_="weight_grad"), ValueError, "plan: dy has shape (3, 9, 8, 6), expected (3, 4, 8, 10)"),
+    (refused(X_, W_, pass_="input_grad"), ValueError, "plan: dy has shape (3, 9, 8, 6), expected (3, 4, 8, 10)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "message"), REFUSED, ids=[m for _, _, m in REFUSED])
+def test_a_called_plan_refuses_in_words(call, error, message):
+    """What does not fit the plan, before anything is computed."""
+    plans = {pass_: made(pass_) for pass_ in PASSES}
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        call(plans, data_of(CALLED, np.float32))
+
+
+def test_a_called_plan_refuses_what_overlaps_or_cannot_be_written():
+    """`out` is checked as by the functions, and holds what it held."""
+    data, plan = draw_data(CALLED, np.float32), made("forward")
+    memory = np.zeros(10_000, np.float32)
+    x = memory[: data.x.size].reshape(data.x.shape)
+    out = memory[100 : 100 + data.dy.size].reshape(data.dy.shape)
+    with pytest.raises(ValueError, match=r"^plan: out shares memory with x$"):
+        plan(x, data.w, out=out)
+    read_only = np.zeros(CALLED.y_shape, np.float32)
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match=r"^plan: out is read-only$"):
+        plan(data.x, data.w, out=read_only)
+    with pytest.raises(ValueError, match="C-contiguous"):
+        plan(data.x, data.w, out=np.zeros((*CALLED.y_shape[:3], 20), np.float32)[..., ::2])
+    assert not memory.any()
+
+
+@pytest.mark.parametrize("strategy", ["auto", "im2col"])
+@pytest.mark.parametrize("pass_", PASSES)
+def test_a_plan_pickles(pass_, strategy):
+    """Used or not; it plans anew where it is unpickled, and gives the same bits."""
+    data, plan = data_of(CALLED, np.float32), made(pass_, strategy=strategy)
+    expected = plan(*operands(pass_, data)).tobytes()
+    again = pickle.loads(pickle.dumps(plan))
+    assert again == plan
+    assert hash(again) == hash(plan)
+    assert str(again) == str(plan)
+    assert again(*operands(pass_, data)).tobytes() == expected
+    assert len(pickle.dumps(plan)) < 3000  # programs are a process's own
+
+
+def test_many_threads_call_one_plan():
+    """At once, the first calls too: every result has the bits of a lone call."""
+    case = Case(n=2, h=30, w=30, c=24, d=32)
+    data = data_of(case, np.float32)
+    expected = made("forward", case)(data.x, data.w).tobytes()
+    for _ in range(3):
+        fresh.forget()
+        plan, together = made("forward", case), threading.Barrier(8)
+
+        def calls(_, plan=plan, together=together):
+            together.wait(60)
+            return {plan(data.x, data.w).tobytes() for _ in range(20)}
+
+        with ThreadPoolExecutor(8) as pool:
+            assert set().union(*pool.map(calls, range(8))) == {expected}
+
+
+def test_a_plan_follows_the_number_of_threads(monkeypatch):
+    """A plan that was made for some threads uses as many as there are when it is called."""
+    case = Case(n=2, h=30, w=30, c=24, d=32)
+    data, plan, seen = data_of(case, np.float32), made("forward", case), []
+    execute = executor.run
+    monkeypatch.setattr(executor, "run", lambda program, *a: seen.append(program.workers) or execute(program, *a))
+    for count in (1, 2, 5, 1):
+        monkeypatch.setattr(machine, "threads", lambda count=count: count)
+        plan(data.x, data.w)
+    assert seen == [1, 2, 5, 1]

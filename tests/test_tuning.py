@@ -10,7 +10,7 @@ import nhwconv as nc
 from cases import PASSES
 from nhwconv import choices, tuning
 from nhwconv.strategies import AUTO, REGISTRY
-from rigged import FAST, SLOW, W, X, ran, rig
+from rigged import FAST, SLOW, W, X, ran, replaced, rig
 
 MEASURED = "it was measured to be the fastest here by nhwconv.tune"
 
@@ -108,7 +108,9 @@ def test_every_pass_runs(pass_):
     plan = nc.tune(pass_, (20, 18, 32), (32, 3, 3, 32), **options, dtype=np.float64, seconds=0.01)
     assert plan.strategy in AUTO
     assert plan.reason == MEASURED
-    assert nc.plan(pass_, (1, 20, 18, 32), (32, 3, 3, 32), **options, dtype=np.float64) == plan
+    assert nc.plan(pass_, (20, 18, 32), (32, 3, 3, 32), **options, dtype=np.float64) == plan
+    batched = nc.plan(pass_, (1, 20, 18, 32), (32, 3, 3, 32), **options, dtype=np.float64)
+    assert (batched.strategy, batched.reason, batched.problem) == (plan.strategy, MEASURED, plan.problem)
     assert pickle.loads(pickle.dumps(plan)) == plan
 
 
@@ -140,13 +142,12 @@ def test_rounds_alternate_and_a_hopeless_candidate_is_dropped(monkeypatch):
 def test_nothing_compiled_is_timed(monkeypatch):
     """A strategy that is slow in its first two calls, as a compiled one may be, wins all the same."""
     calls = rig(monkeypatch.setattr, loop=FAST, winograd=SLOW)
-    quick = REGISTRY["loop"].forward
 
-    def compiled(*arguments):
-        quick(*arguments)
-        time.sleep(0.2 if calls["loop"] <= 2 else 0)
+    def compiled(*arrays):
+        calls["loop"] += 1
+        time.sleep(0.2 if calls["loop"] <= 2 else FAST)
 
-    monkeypatch.setattr(REGISTRY["loop"], "forward", compiled)
+    monkeypatch.setattr(REGISTRY["loop"], "program", replaced("loop", compiled))
     assert nc.tune("forward", X, W, padding=1, seconds=0.01).strategy == "loop"
 
 

@@ -17,7 +17,8 @@ def test_every_workload_has_layers_named_after_it_once() -> None:
     assert len(set(names)) == len(names)
     assert all(layer.name.startswith(f"{name}.") for name in WORKLOADS for layer in workload(name))
     assert set(WORKLOADS) == {
-        "article", "lenet5", "cifar", "alexnet", "vgg16", "resnet50", "mobilenetv2", "convnext", "unet", "deeplab",
+        "article", "lenet5", "cifar", "alexnet", "vgg16", "resnet50", "resnext50", "regnet", "shufflenet",
+        "mobilenetv2", "efficientnet", "convnext", "vit", "unet", "deeplab",
     }  # fmt: skip
 
 
@@ -48,6 +49,8 @@ def test_an_unknown_workload_suggests_the_nearest() -> None:
 
 
 pairs = st.tuples(st.integers(1, 12), st.integers(1, 12))
+zeros = st.integers(0, 12)
+zero_and_more = zeros.flatmap(lambda left: st.tuples(st.just(left), st.integers(left + 1, 13)))  # so four numbers
 
 
 @st.composite
@@ -67,7 +70,7 @@ def layers(draw: st.DrawFn) -> Layer:
         kh=kh,
         kw=kw,
         stride=draw(pairs),
-        padding=draw(st.tuples(st.integers(0, 12), st.integers(0, 12))),
+        padding=draw(st.one_of(st.tuples(zeros, zeros), st.tuples(st.tuples(zeros, zeros), zero_and_more))),
         dilation=dilation,
         groups=groups,
     )
@@ -80,7 +83,7 @@ def test_the_notation_round_trips(layer: Layer) -> None:
 
 @given(layers(), st.randoms(use_true_random=False))
 def test_the_order_of_the_letters_is_free(layer: Layer, random: object) -> None:
-    terms = re.findall(r"[a-z][0-9]+(?:x[0-9]+)?", layer.notation)
+    terms = re.findall(r"[a-z][0-9]+(?:x[0-9]+)*", layer.notation)
     random.shuffle(terms)  # type: ignore[attr-defined]
     assert parse_layer("".join(terms), "a name") == layer
 
@@ -101,6 +104,19 @@ def test_what_is_left_out_has_its_usual_value() -> None:
     assert layer.notation == "n8h56w56c64d64k3p1"
 
 
+def test_padding_takes_one_two_or_four_numbers() -> None:
+    for text, padding, shortest in [
+        ("p1", ((1, 1), (1, 1)), "p1"),
+        ("p1x2", ((1, 1), (2, 2)), "p1x2"),
+        ("p0x1x2x3", ((0, 1), (2, 3)), "p0x1x2x3"),
+        ("p1x1x2x2", ((1, 1), (2, 2)), "p1x2"),
+        ("p1x1x1x1", ((1, 1), (1, 1)), "p1"),
+    ]:
+        layer = parse_layer(f"n2h8w8c4d4k3{text}")
+        assert layer.problem().padding == padding
+        assert layer.notation == f"n2h8w8c4d4k3{shortest}"
+
+
 @pytest.mark.parametrize(
     ("notation", "message"),
     [
@@ -112,6 +128,8 @@ def test_what_is_left_out_has_its_usual_value() -> None:
         ("n8h56w56c64d64k3q1", 'there is no letter "q"'),
         ("n8h56w56c64d64k3n8", '"n" comes twice'),
         ("n8x8h56w56c64d64k3", '"n" takes one number, not a pair'),
+        ("n8h56w56c64d64k3x3x3", '"k" takes one number or a pair'),
+        ("n8h56w56c64d64k3p1x2x3", '"p" takes one number, a pair or four'),
         ("n0h56w56c64d64k3", '"n" is 0, expected at least 1'),
         ("n8h56w56c64d64k3s1x0", '"s" is 0, expected at least 1'),
         ("n8h5w5c64d64k7", "the kernel spans 7 rows, but the padded input has only 5"),

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dask.delayed import Delayed, delayed
 
 from . import checks, ops
-from .checks import no_samples, stand_in
+from .checks import no_samples, stand_in, words_of
 from .ops import Gradients, Padding, Size, StrategyName
 from .runtime import machine
 
@@ -26,6 +26,7 @@ __all__ = ["conv2d", "conv2d_backward"]
 Array = npt.NDArray[Any]
 
 
+@words_of("conv2d")
 def conv2d(
     x: da.Array,
     w: npt.ArrayLike | da.Array,
@@ -42,7 +43,7 @@ def conv2d(
     Parameters
     ----------
     x : dask.array.Array
-        Images ``(N, H, W, C)``, chunked over N alone.
+        Images ``(N, H, W, C)``, chunked over N alone, in chunks whose sizes may be unknown.
     w : array_like or dask.array.Array
         Kernels ``(D, KH, KW, C/groups)``; every worker gets all of them.
     b : array_like or dask.array.Array, optional
@@ -77,6 +78,7 @@ def conv2d(
     return _map(ops.conv2d, x, shape=y.shape[1:], dtype=y.dtype, whole=(w,) if b is None else (w, b), **options)
 
 
+@words_of("conv2d_backward")
 def conv2d_backward(
     x: da.Array,
     w: npt.ArrayLike | da.Array,
@@ -96,11 +98,12 @@ def conv2d_backward(
     Parameters
     ----------
     x : dask.array.Array
-        Images ``(N, H, W, C)``, chunked over N alone.
+        Images ``(N, H, W, C)``, chunked over N alone, in chunks whose sizes may be unknown.
     w : array_like or dask.array.Array
         Kernels ``(D, KH, KW, C/groups)``.
     dy : dask.array.Array
-        Gradient of the output ``(N, OH, OW, D)``; rechunked where its chunks are not x's.
+        Gradient of the output ``(N, OH, OW, D)``; rechunked where its chunks are not x's. Where sizes of either's
+        chunks are unknown, both need as many chunks; two that differ are an error of the task that reads both.
     needs : iterable of {"dx", "dw", "db"}
         Which gradients to return.
     stride, padding, dilation, groups, strategy
@@ -134,9 +137,7 @@ def conv2d_backward(
     _check_chunks("x", x)
     _check_array("dy", dy)
     checked = ops.conv2d_backward(no_samples(x), stand_in(w), no_samples(dy), needs=needs, **options)
-    if dy.shape[0] != x.shape[0]:
-        checks.fail(f"dy has {dy.shape[0]} samples, but x has {x.shape[0]}")
-    dy = dy.rechunk((x.chunks[0], -1, -1, -1))
+    dy = _chunked_like(dy, x)
     dx = dw = db = None
     if checked.dx is not None:
         more = {"input_size": x.shape[1:3], **options}
@@ -171,6 +172,22 @@ def _check_chunks(name: str, array: Any) -> None:
 def _whole(name: str, value: Any) -> Any:
     """Return weights or a bias as an array of either kind, in one piece."""
     return value.rechunk(-1) if isinstance(value, da.Array) else checks.as_input(name, value)
+
+
+def _chunked_like(dy: da.Array, x: da.Array) -> da.Array:
+    """Return dy in chunks of as many samples as x's have; sizes that are not known yet are taken to be."""
+    if not np.isnan([dy.shape[0], x.shape[0]]).any():
+        if dy.shape[0] != x.shape[0]:
+            checks.fail(f"dy has {dy.shape[0]} samples, but x has {x.shape[0]}")
+        return dy.rechunk((x.chunks[0], -1, -1, -1))
+    if dy.numblocks[0] != x.numblocks[0]:
+        checks.fail(
+            f"dy has {dy.numblocks[0]} chunks of samples, but x has {x.numblocks[0]}, and not all of their sizes are "
+            "known, so they cannot be matched; use compute_chunk_sizes()",
+        )
+    dy = dy.rechunk({1: -1, 2: -1, 3: -1})
+    # Said to be of one size, or Dask would not put the blocks of the two side by side.
+    return da.Array(dy.dask, dy.name, (x.chunks[0], *dy.chunks[1:]), meta=dy)
 
 
 # ------------------------------------------------------------------------------------------------ graphs

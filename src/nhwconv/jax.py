@@ -1,44 +1,69 @@
-"""JAX: `conv2d` as in `nhwconv`, NHWC and OHWI, under `jit`, `grad` and `vmap`, on the CPU.
+"""JAX: `conv2d` as in `nhwconv`, NHWC and OHWI, under all of JAX's transformations, on the CPU.
 
-JAX calls back into Python (`jax.pure_callback`) with arrays on the host. Within a callback no operation of JAX may run:
-it could wait for threads that wait for the callback. So the callbacks see NumPy arrays and return such.
-
-XLA's foreign function interface would copy nothing and be twice as fast, and with `ctypes` it needs no compiler. But
-JAX does not wait for its calls when Python ends: one that is under way then waits for the interpreter, which waits for
-it.
+The three passes are primitives of JAX, each linear in each of its two arguments, and each one's derivatives are the
+other two. So all orders of derivatives, forwards and backwards, come from three lines; a mapped axis joins an axis that
+the arrays have; and all that is specific to a machine is one call (`_call`), which XLA makes with its own buffers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+import ast
+import operator
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numba
 import numpy as np
 import numpy.typing as npt
-from jax.custom_derivatives import SymbolicZero
+from jax._src.dispatch import prim_requires_devices_during_lowering
+from jax.experimental.custom_partitioning import custom_partitioning
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jax.sharding import NamedSharding, PartitionSpec
 
-from . import ops
-from .checks import no_samples, stand_in
+from . import checks, ops, xla
+from .checks import no_samples, stand_in, words_of
 from .ops import Padding, Size, StrategyName
+from .runtime import machine
 
 __all__ = ["conv2d"]
 
 Array = npt.NDArray[Any]
 
+#: Axes of the arrays of each kind, where g counts groups and the axis behind it one group's channels.
+_AXES = {"x": "nhwgc", "w": "gdklc", "y": "nopgd"}
+_LAYOUTS = {"OHWI": "(D, KH, KW, C)", "HWIO": "(KH, KW, C, D)"}
+
 
 class _Options(NamedTuple):
-    """What `nhwconv.conv2d` takes besides arrays; hashable, as JAX wants it."""
+    """What is known of a call before its arrays: plain values, so that equal calls are one program to JAX."""
 
     stride: Any
     padding: Any
     dilation: Any
-    groups: Any
+    groups: int
     strategy: Any
+    threads: int
 
 
+class _Pass(NamedTuple):
+    """One of the three passes: nhwconv's function, the kinds of its arguments and result, and its sizes' name."""
+
+    function: str
+    first: str
+    second: str
+    result: str
+    size: str
+
+
+_FORWARD = _Pass("conv2d", "x", "w", "y", "")
+_INPUT_GRAD = _Pass("conv2d_input_grad", "y", "w", "x", "input_size")
+_WEIGHT_GRAD = _Pass("conv2d_weight_grad", "x", "y", "w", "kernel_size")
+
+
+@words_of("conv2d")
 def conv2d(
     x: npt.ArrayLike | jax.Array,
     w: npt.ArrayLike | jax.Array,
@@ -49,22 +74,25 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
     strategy: StrategyName = "auto",
+    w_layout: str = "OHWI",
 ) -> jax.Array:
-    """Convolve a batch of NHWC images with D kernels and add a bias, as a JAX operation with a gradient.
+    """Convolve a batch of NHWC images with D kernels and add a bias, as a JAX operation with derivatives.
 
-    Differentiable in reverse mode, any number of times. Under `vmap` over x, the batches become one batch; over
-    weights, there is one call after another.
+    Differentiable in both modes, any number of times. `vmap` over x, w or both stays one call. Under `jit`, images that
+    are sharded over N stay where they are.
 
     Parameters
     ----------
     x : array_like
-        Images ``(N, H, W, C)``.
+        Images ``(N, H, W, C)``. N may be a symbolic size of `jax.export`.
     w : array_like
-        Kernels ``(D, KH, KW, C/groups)``.
+        Kernels ``(D, KH, KW, C/groups)``, or as `w_layout` says.
     b : array_like, optional
         Bias ``(D,)``.
     stride, padding, dilation, groups, strategy
-        As in `nhwconv.conv2d`; static under `jit`.
+        As in `nhwconv.conv2d`; static under `jit`. "SAME" and "VALID" are taken as well.
+    w_layout : {"OHWI", "HWIO"}
+        "HWIO" takes kernels ``(KH, KW, C/groups, D)``, as Flax has them. They are transposed.
 
     Returns
     -------
@@ -75,6 +103,11 @@ def conv2d(
     ------
     ValueError, TypeError
         Those of `nhwconv.conv2d`, while JAX traces.
+
+    Notes
+    -----
+    Calls use as many threads as `numba.set_num_threads` allows the thread that traces them: a function under `jit`
+    keeps the number that it was traced with.
 
     Examples
     --------
@@ -87,115 +120,262 @@ def conv2d(
     """
     x, w = jnp.asarray(x), jnp.asarray(w)
     b = None if b is None else jnp.asarray(b)
+    if w_layout not in _LAYOUTS:
+        checks.fail(f"w_layout is {w_layout!r}, expected {' or '.join(map(repr, _LAYOUTS))}")
     if x.ndim != 4 or w.ndim != 4:
-        raise ValueError(f"conv2d: x has shape {x.shape} and w {w.shape}, expected (N, H, W, C) and (D, KH, KW, C)")
-    options = _Options(stride, padding, dilation, groups, strategy)
-    like = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options._asdict())
-    y = _forward(options, x.astype(like.dtype), w.astype(like.dtype))
+        checks.fail(f"x has shape {x.shape} and w {w.shape}, expected (N, H, W, C) and {_LAYOUTS[w_layout]}")
+    if any(map(jax.export.is_symbolic_dim, (*x.shape[1:], *w.shape))):
+        checks.fail(f"x has shape {x.shape} and w {w.shape}; only the number of samples may be symbolic")
+    if w_layout == "HWIO":
+        w = w.transpose(3, 0, 1, 2)
+    if isinstance(padding, str) and padding in ("SAME", "VALID"):
+        padding = padding.lower()
+    options: dict[str, Any] = {
+        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy,
+    }  # fmt: skip
+    like = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options)
+    plain = _Options(**{name: _plain(value) for name, value in options.items()}, threads=_thread_limit())
+    y = _bind(_FORWARD, x.astype(like.dtype), w.astype(like.dtype), plain, like.shape[1:3])
     return y if b is None else y + b.astype(like.dtype)
 
 
-# ------------------------------------------------------------------------------------------- derivatives
-# The three passes are linear in each of their two arguments, and the gradients of each are the other two. So all orders
-# of derivatives come from three rules. What is not differentiated is None among what a rule keeps, and costs nothing.
+def _plain(value: Any) -> Any:
+    """Return an option, which was checked, in texts, tuples and integers of Python's own."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return tuple(map(_plain, value)) if isinstance(value, tuple | list) else operator.index(value)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _forward(options: _Options, x: jax.Array, w: jax.Array) -> jax.Array:
-    y = ops.conv2d(no_samples(x), stand_in(w), **options._asdict())
-    return _call(ops.conv2d, (x.shape[0], *y.shape[1:]), x, w, **options._asdict())
+def _thread_limit() -> int:
+    """Return how many threads Numba's setting allows; 0 for all, also those of another machine's."""
+    threads = machine.threads()
+    return 0 if threads == numba.config.NUMBA_NUM_THREADS else threads  # type: ignore[attr-defined]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _input_grad(options: _Options, size: tuple[int, int], dy: jax.Array, w: jax.Array) -> jax.Array:
-    shape = dy.shape[0], *size, w.shape[3] * options.groups
-    return _call(ops.conv2d_input_grad, shape, dy, w, input_size=size, **options._asdict())
+# ------------------------------------------------------------------------------------------- primitives
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _weight_grad(options: _Options, size: tuple[int, int], x: jax.Array, dy: jax.Array) -> jax.Array:
-    shape = dy.shape[3], *size, x.shape[3] // options.groups
-    return _call(ops.conv2d_weight_grad, shape, x, dy, kernel_size=size, **options._asdict())
+def _bind(this: _Pass, first: Any, second: Any, options: _Options, size: tuple[int, int]) -> Any:
+    """Apply a pass; `size` is the rows and columns of its result.
 
-
-def _rule(
-    function: Any,
-    to_first: Callable[..., jax.Array],
-    to_second: Callable[..., jax.Array],
-) -> None:
-    """Define the gradients of ``function(*static, first, second)``.
-
-    They are ``to_first(static, shape of first, cotangent, second)`` and ``to_second(static, shape of second, cotangent,
-    first)``.
+    Within `shard_map` both arguments must vary over the same axes of the mesh, as the result does.
     """
-
-    def forward(*arguments: Any) -> tuple[jax.Array, Any]:
-        *static, first, second = arguments
-        kept = (second.value if first.perturbed else None), (first.value if second.perturbed else None)
-        shapes = _Shapes(first.value.shape, second.value.shape)
-        return function(*static, first.value, second.value), (*kept, shapes)
-
-    def backward(*arguments: Any) -> tuple[jax.Array | None, jax.Array | None]:
-        *static, (second, first, shapes), dy = arguments
-        if isinstance(dy, SymbolicZero):
-            return None, None
-        return (
-            None if second is None else to_first(static[0], shapes.first, dy, second),
-            None if first is None else to_second(static[0], shapes.second, dy, first),
-        )
-
-    function.defvjp(forward, backward, symbolic_zeros=True)
+    axes = _varying(first) | _varying(second)
+    first, second = (
+        jax.lax.pcast(array, tuple(sorted(axes - _varying(array))), to="varying") if axes - _varying(array) else array
+        for array in (first, second)
+    )
+    return _PRIMITIVES[this].bind(first, second, options=options, size=size)
 
 
-@jax.tree_util.register_static
-class _Shapes(NamedTuple):
-    first: tuple[int, ...]
-    second: tuple[int, ...]
+def _varying(array: Any) -> frozenset[str]:
+    kind = jax.typeof(array)  # JAX 0.10 renamed the attribute
+    return frozenset(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma)
 
 
-_rule(
-    _forward,
-    lambda options, shape, dy, w: _input_grad(options, shape[1:3], dy, w),
-    lambda options, shape, dy, x: _weight_grad(options, shape[1:3], x, dy),
-)
-_rule(  # of dy and w; the cotangent has x's shape
-    _input_grad,
-    lambda options, shape, dx, w: _forward(options, dx, w),
-    lambda options, shape, dx, dy: _weight_grad(options, shape[1:3], dx, dy),
-)
-_rule(  # of x and dy; the cotangent has w's shape
-    _weight_grad,
-    lambda options, shape, dw, dy: _input_grad(options, shape[1:3], dy, dw),
-    lambda options, shape, dw, x: _forward(options, x, dw),
-)
+def _shape(this: _Pass, first: Any, second: Any, options: _Options, size: tuple[int, int]) -> tuple[Any, ...]:
+    match this.result:
+        case "y":
+            return first.shape[0], *size, second.shape[0]
+        case "x":
+            return first.shape[0], *size, second.shape[3] * options.groups
+        case _:
+            return second.shape[3], *size, first.shape[3] // options.groups
+
+
+@words_of("conv2d")
+def _abstract(this: _Pass, first: Any, second: Any, *, options: _Options, size: tuple[int, int]) -> Any:
+    """Return the type of a result: its shape, and where it lies."""
+    samples = first.sharding.spec[0]
+    for kind, array in ((this.first, first), (this.second, second)):
+        expected = (None if kind == "w" else samples, None, None, None)
+        if tuple(array.sharding.spec) != expected:
+            checks.fail(
+                f"an array is sharded as {array.sharding.spec}, expected samples alone, and alike; use jax.reshard",
+            )
+    spec = PartitionSpec(None if this.result == "w" else samples, None, None, None)
+    return first.update(
+        shape=_shape(this, first, second, options, size), weak_type=False, sharding=first.sharding.update(spec=spec)
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _compiled(this: _Pass, first: Any, second: Any, options: _Options, size: tuple[int, int]) -> Any:
+    return _PRIMITIVES[this].bind(first, second, options=options, size=size)
+
+
+def _eager(this: _Pass, first: Any, second: Any, *, options: _Options, size: tuple[int, int]) -> Any:
+    with jax.disable_jit(False):
+        return _compiled(this, first, second, options, size)
+
+
+def _rows_and_columns(argument: Any) -> tuple[int, int]:
+    rows, columns = argument.aval.shape[1:3]
+    return rows, columns
+
+
+#: The transposes of each pass for its first and its second argument, of cotangent and both arguments.
+_TRANSPOSES: dict[_Pass, tuple[Any, Any]] = {
+    _FORWARD: (
+        lambda dy, x, w, options, size: _bind(_INPUT_GRAD, dy, w, options, _rows_and_columns(x)),
+        lambda dy, x, w, options, size: _bind(_WEIGHT_GRAD, x, dy, options, _rows_and_columns(w)),
+    ),
+    _INPUT_GRAD: (  # the cotangent has x's shape
+        lambda dx, dy, w, options, size: _bind(_FORWARD, dx, w, options, _rows_and_columns(dy)),
+        lambda dx, dy, w, options, size: _bind(_WEIGHT_GRAD, dx, dy, options, _rows_and_columns(w)),
+    ),
+    _WEIGHT_GRAD: (  # the cotangent has w's shape
+        lambda dw, x, dy, options, size: _bind(_INPUT_GRAD, dy, dw, options, _rows_and_columns(x)),
+        lambda dw, x, dy, options, size: _bind(_FORWARD, x, dw, options, _rows_and_columns(dy)),
+    ),
+}
+
+
+# ------------------------------------------------------------------------------------------ mapped axes
+# A mapped axis, b, is more samples, output channels or input channels where only one argument has it: the axis that
+# this argument and the result have and the other argument hasn't. Where both have it, it is more groups.
+
+
+def _batch(this: _Pass, arrays: Any, mapped: Any, *, options: _Options, size: tuple[int, int]) -> Any:
+    kinds = this.first, this.second
+    shared = set(_AXES[this.result])
+    match mapped:
+        case (int(), int()):
+            joined = "g"
+        case (int(), _):
+            (joined,) = shared & set(_AXES[this.first]) - set(_AXES[this.second])
+        case _:
+            (joined,) = shared & set(_AXES[this.second]) - set(_AXES[this.first])
+    (count,) = {array.shape[axis] for array, axis in zip(arrays, mapped, strict=True) if axis is not None}
+    first, second = (
+        array if axis is None else _join(jnp.moveaxis(array, axis, 0), _AXES[kind], joined, options.groups)
+        for array, axis, kind in zip(arrays, mapped, kinds, strict=True)
+    )
+    groups = options.groups * (count if joined == "g" else 1)
+    y = _bind(this, first, second, options._replace(groups=groups), size)
+    return _part(y, _AXES[this.result], joined, options.groups, count), 0
+
+
+def _join(array: Any, axes: str, joined: str, groups: int) -> Any:
+    """Return an array of axis b and four others with b merged into one of these."""
+    front, *four = array.shape
+    five = _split(four, axes, groups)
+    at = axes.index(joined)
+    array = jnp.moveaxis(array.reshape(front, *five), 0, at)
+    five[at] *= front
+    return array.reshape(_merged(five, axes))
+
+
+def _part(array: Any, axes: str, joined: str, groups: int, count: int) -> Any:
+    """Undo `_join`."""
+    five = _split(array.shape, axes, groups * (count if joined == "g" else 1))
+    at = axes.index(joined)
+    five[at] //= count
+    array = jnp.moveaxis(array.reshape(*five[:at], count, *five[at:]), at, 0)
+    return array.reshape(count, *_merged(five, axes))
+
+
+def _split(four: Any, axes: str, groups: int) -> list[Any]:
+    """Return a shape with the axis of groups apart."""
+    at = axes.index("g")
+    return [*four[:at], groups, four[at] // groups, *four[at + 1 :]]
+
+
+def _merged(five: list[Any], axes: str) -> tuple[Any, ...]:
+    at = axes.index("g")
+    return (*five[:at], five[at] * five[at + 1], *five[at + 2 :])
+
+
+# ------------------------------------------------------------------------------------------ many devices
+# XLA's partitioner asks how a pass may be cut. Samples may: they are independent in the output and in the input's
+# gradient, and the weights' gradient is a sum over them. Whatever else is sharded is gathered.
+
+
+def _lower(cut: Any, context: Any, first: Any, second: Any, *, options: _Options, size: tuple[int, int]) -> Any:
+    axes = context.module_context.axis_context
+    if isinstance(axes, mlir.SPMDAxisContext) and set(axes.manual_axes) != set(axes.mesh.axis_names):
+        message = "conv2d within shard_map needs all axes of the mesh to be manual: leave out shard_map's axis_names"
+        raise NotImplementedError(message)  # XLA's partitioner would crash
+    lower = mlir.lower_fun(lambda first, second: cut(first, second, options, size), multiple_results=False)
+    return lower(context, first, second)
+
+
+def _sharding_rule(this: _Pass, *_: Any) -> Any:
+    names = {"x": "n h w c", "w": "d k l e", "y": "n o p f"}
+    rule = f"{names[this.first]}, {names[this.second]} -> {names[this.result]}"
+    summed = ("n",) if this.result == "w" else ()
+    whole = dict.fromkeys(name for name in rule if name.isalpha() and name != "n")  # each once, in the rule's order
+    return rule, {"need_replication_factors": tuple(whole), "reduction_factors": summed}
+
+
+def _partition(
+    this: _Pass, options: _Options, size: tuple[int, int], mesh: Any, arguments: Any, result: Any
+) -> tuple[Any, Any, NamedSharding, tuple[NamedSharding, ...]]:
+    axes = arguments[0].sharding.spec[0]
+    names = () if axes is None else (axes,) if isinstance(axes, str) else tuple(axes)
+    if arguments[0].shape[0] % int(np.prod([mesh.shape[name] for name in names])):
+        names = ()  # XLA would fill up the last part with anything
+    samples, whole = (NamedSharding(mesh, PartitionSpec(first, None, None, None)) for first in (names or None, None))
+
+    def part(first: Any, second: Any) -> Any:
+        local = _call(this, first, second, options, size)
+        return jax.lax.psum(local, names) if this.result == "w" and names else local
+
+    first, second, to = (whole if kind == "w" else samples for kind in (this.first, this.second, this.result))
+    return mesh, part, to, (first, second)
 
 
 # ------------------------------------------------------------------------------------------------ calls
 
-
-def _call(
-    function: Callable[..., Array], shape: tuple[int, ...], first: jax.Array, second: jax.Array, **options: Any
-) -> jax.Array:
-    """Call a function of nhwconv from within JAX's program."""
-    result = jax.ShapeDtypeStruct(shape, first.dtype)
-    callback = partial(_on_host, function, shape, options)
-    # Under vmap, arrays get axes in front, of length 1 where they are not mapped.
-    called: jax.Array = jax.pure_callback(callback, result, first, second, vmap_method="expand_dims")
-    return called
+_TARGET = "nhwconv"
 
 
-def _on_host(function: Callable[..., Array], shape: tuple[int, ...], options: dict[str, Any], *arguments: Any) -> Array:
-    first, second = (np.asarray(argument) for argument in arguments)
-    mapped = np.broadcast_shapes(first.shape[:-4], second.shape[:-4])
-    if not mapped:
-        return function(first, second, **options)
-    shared = all(length == 1 for length in second.shape[:-4])
-    if function is not ops.conv2d_weight_grad and shared and first.shape[:-4] == mapped:
-        # One set of weights for all: the mapped axes are more samples.
-        merged = function(first.reshape(-1, *first.shape[-3:]), second.reshape(second.shape[-4:]), **options)
-        return merged.reshape(*mapped, *shape)
-    results = np.empty((*mapped, *shape), first.dtype)
-    first, second = (np.broadcast_to(a, (*mapped, *a.shape[-4:])) for a in (first, second))
-    for index in np.ndindex(mapped):
-        function(first[index], second[index], **options, out=results[index])
-    return results
+def _call(this: _Pass, first: Any, second: Any, options: _Options, size: tuple[int, int]) -> Any:
+    """Call a function of nhwconv from within XLA's program."""
+    arguments = options._asdict()
+    if this.size:
+        arguments[this.size] = size
+    result = jax.ShapeDtypeStruct(_shape(this, first, second, options, size), first.dtype)
+    # Text, not a number of something here: XLA may keep its program for other processes.
+    return jax.ffi.ffi_call(_TARGET, result)(first, second, call=repr((this.function, arguments)))
+
+
+@lru_cache(maxsize=1024)
+def _decode(call: str) -> Any:
+    return ast.literal_eval(call)
+
+
+def _on_host(call: str, arguments: list[Array], results: list[Array]) -> None:
+    """Do a call: what XLA's program says of it, what it reads and what it writes."""
+    name, options = _decode(call)
+    options = dict(options)
+    threads = options.pop("threads") or machine.threads()
+    with machine.at_most_threads(threads):
+        getattr(ops, name)(*arguments, **options, out=results[0])
+
+
+jax.ffi.register_ffi_target(_TARGET, jax.ffi.pycapsule(xla.handler(_on_host, jax.ffi.include_dir())), platform="cpu")
+
+
+def _primitive(this: _Pass) -> Primitive:
+    """Make a pass known to JAX."""
+    primitive = Primitive(f"nhwconv_{this.function}")
+    primitive.def_impl(partial(_eager, this))
+    primitive.def_abstract_eval(partial(_abstract, this))
+    ad.defbilinear(primitive, *_TRANSPOSES[this])
+    batching.primitive_batchers[primitive] = partial(_batch, this)
+
+    @partial(custom_partitioning, static_argnums=(2, 3))
+    def cut(first: Any, second: Any, options: _Options, size: tuple[int, int]) -> Any:
+        return _call(this, first, second, options, size)
+
+    cut.def_partition(partial(_partition, this), sharding_rule=partial(_sharding_rule, this))
+    mlir.register_lowering(primitive, partial(_lower, cut), platform="cpu")
+    # A partitioner must know the devices. JAX has no public name for this.
+    prim_requires_devices_during_lowering.add(primitive)
+    return primitive
+
+
+_PRIMITIVES = {this: _primitive(this) for this in (_FORWARD, _INPUT_GRAD, _WEIGHT_GRAD)}

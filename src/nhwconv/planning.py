@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, lru_cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,7 +78,7 @@ class Plan:
     # ----------------------------------------------------------------------------------------- programs
 
     @cached_property
-    def _programs(self) -> dict[Wanted, Program]:
+    def _programs(self) -> dict[tuple[bool, bool, int], Program]:
         return {}
 
     @cached_property
@@ -86,12 +86,16 @@ class Plan:
         """Whether one thread does it sooner than several are started."""
         return self.problem.flops < machine.SERIAL_FLOPS
 
-    def program(self, bias: bool = False, accumulate: bool = False) -> Program:
-        """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there."""
-        wanted = Wanted(bias, accumulate, 1 if self._small else machine.threads())
+    def program(self, bias: bool = False, accumulate: bool = False, threads: int = 0) -> Program:
+        """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there.
+
+        On so many threads at most, where they are worth it; 0 for as many as Numba uses.
+        """
+        wanted = bias, accumulate, 1 if self._small else threads or machine.threads()
         found = self._programs.get(wanted)
         if found is None:
-            found = self._programs[wanted] = _program(self.strategy, self.problem, self.pass_, wanted)
+            made = _program(self.strategy, self.problem, self.pass_, Wanted(*wanted))
+            found = self._programs[wanted] = replace(made, ran=((self.pass_, self.strategy),), problem=self.problem)
         return found
 
     @property
@@ -135,8 +139,15 @@ class Plan:
         if not (out is None and accumulate is False and self._fits(first, second, b)):
             with words_of("plan"):
                 first, second, b, out = self._checked(first, second, b, out, accumulate)
-        result = arrays.empty(self._shapes[3], self.problem.dtype) if out is None else out
-        self.run(first, second, b, result, accumulate)
+        if out is None:
+            return self.unchecked(first, second, b)
+        self.run(first, second, b, out, accumulate)
+        return out
+
+    def unchecked(self, first: Array, second: Array, b: Array | None) -> Array:
+        """Return the result of the pass on arrays that fit."""
+        result = arrays.empty(self._shapes[3], self.problem.dtype)
+        self.run(first, second, b, result)
         return result
 
     def _fits(self, first: Any, second: Any, b: Any) -> bool:
@@ -268,26 +279,28 @@ class Backward:
         else:
             executor.run_calls(program, _named(zip(_BACKWARD, (x, w, dy, dx, dw, db), strict=True)))
 
-    def program(self, accumulate: bool) -> Program:
-        """Return what runs."""
-        workers = 1 if self.weight_grad._small else machine.threads()
+    def program(self, accumulate: bool, threads: int = 0) -> Program:
+        """Return what runs, on so many threads at most; 0 for as many as Numba uses."""
+        workers = 1 if self.weight_grad._small else threads or machine.threads()
         found = self._programs.get((accumulate, workers))
         if found is None:
-            found = self._programs[accumulate, workers] = Program.joined(self._parts(accumulate))
+            found = self._programs[accumulate, workers] = Program.joined(self._parts(accumulate, workers))
         return found
 
-    def _parts(self, accumulate: bool) -> Iterable[Program]:
+    def _parts(self, accumulate: bool, workers: int) -> Iterable[Program]:
         if "dw" in self.needs:
-            yield self.weight_grad.program("db" in self.needs, accumulate)
+            yield self.weight_grad.program("db" in self.needs, accumulate, workers)
         elif "db" in self.needs:
             n, oh, ow, d = self.problem.y_shape
             yield bias_program(n * oh * ow, d, self.problem.dtype, accumulate)
         if "dx" in self.needs:
-            yield self.input_grad.program()
+            yield self.input_grad.program(threads=workers)
 
 
 def _program(name: str, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
     strategy = REGISTRY[name]
+    if half(problem.dtype) and jit.disabled():
+        return halves.program_without_compiler(strategy, problem, pass_, wanted)
     if half(problem.dtype):
         return halves.program(strategy, REGISTRY["loop"], problem, pass_, wanted)
     return strategy.program(problem, pass_, wanted)
@@ -341,13 +354,19 @@ def _allowed(strategy: object) -> tuple[str, ...]:
     """Return the names to choose from; what "auto" chooses from needs Numba's compiler."""
     names = strategy_names(strategy)
     if strategy == "auto" and jit.disabled():
-        warnings.warn(
-            "nhwconv: NUMBA_DISABLE_JIT is set, so tensordot, which is slow, stands in for compiled strategies",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        _warn_of_tensordot()
         return ("tensordot",)
     return names
+
+
+@cache
+def _warn_of_tensordot() -> None:
+    """Warn, once a process."""
+    warnings.warn(
+        "nhwconv: NUMBA_DISABLE_JIT is set, so tensordot, which is slow, stands in for compiled strategies",
+        RuntimeWarning,
+        stacklevel=4,
+    )
 
 
 def make_plan(problem: ConvProblem, pass_: Pass, strategy: object, form: Form | None = None) -> Plan:

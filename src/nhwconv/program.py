@@ -130,11 +130,17 @@ class Program:
         How many threads it may use; scratch is for so many.
     extra : int
         Bytes that its calls allocate themselves.
+    ran : tuple of (str, str)
+        The passes that it computes, and their strategies: what ``NHWCONV_VERBOSE=1`` tells.
+    problem : ConvProblem, optional
+        The convolution.
     """
 
     steps: tuple[AnyStep, ...]
     workers: int = 1
     extra: int = 0
+    ran: tuple[tuple[Pass, str], ...] = ()
+    problem: ConvProblem | None = None
     _images: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     names: ClassVar[tuple[str, ...]] = ARRAYS
@@ -144,7 +150,9 @@ class Program:
         """Return the steps of all of them, one program after another."""
         programs = list(programs)
         steps = tuple(step for program in programs for step in program.steps)
-        return Program(steps, max(p.workers for p in programs), max(p.extra for p in programs))
+        ran = tuple(pair for program in programs for pair in program.ran)
+        problem = next((p.problem for p in programs if p.problem is not None), None)
+        return Program(steps, max(p.workers for p in programs), max(p.extra for p in programs), ran, problem)
 
     def moved(self, new: Mapping[str, Place]) -> Program:
         """Return this program on other places instead of these arrays."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from time import perf_counter, process_time, sleep
 from typing import Any, TypeVar
 
@@ -13,12 +15,15 @@ from . import ops
 from .problem import ConvProblem, Pass
 from .workloads import Data
 
-__all__ = ["LOW", "ROUNDS", "call_twice", "low", "public_call", "settle", "time_calls"]
+__all__ = ["LOW", "ROUNDS", "call_twice", "low", "other_data", "public_call", "settle", "time_calls", "time_cold"]
 
 T = TypeVar("T")
 
 #: Each strategy's time is cut into this many slices, so that a slow spell of the machine meets all of them.
 ROUNDS = 5
+
+#: Bytes of the arrays that cold calls go through, more than caches hold; and how many sets of arrays that may be.
+COLD, FEWEST, MOST = 192 * 2**20, 3, 64
 
 #: The percentile that is a call's time: what disturbs a call only ever makes it slower.
 LOW = 20
@@ -57,6 +62,33 @@ def time_calls(call: Callable[[], Any], seconds: float) -> list[float]:
         times.append(perf_counter() - start)
     settle()
     return times[1:] or times  # the first finds another strategy's data in cache, and its own threads asleep
+
+
+def other_data(data: Data) -> list[Data]:
+    """Return copies of arrays, so many that all together fit no cache: what cold calls take in turn."""
+    count = min(MOST, max(FEWEST, -(-COLD // max(1, sum(array.nbytes for array in data)))))
+    return [Data(*(array.copy() for array in data)) for _ in range(count)]
+
+
+def time_cold(calls: Sequence[Callable[[], Any]], seconds: float) -> list[float]:
+    """Time calls in turn, each at least once, for so many seconds, as a network makes them.
+
+    Each call finds its arrays in memory, not in a cache, if each has arrays of its own, and results live until as many
+    calls later.
+    """
+    turn = cycle(calls)
+    alive = deque((next(turn)() for _ in range(len(calls) + 1)), maxlen=len(calls))
+    times: list[float] = []
+    end = perf_counter() + seconds
+    while len(times) < len(calls) or perf_counter() < end:
+        call = next(turn)
+        start = perf_counter()
+        result = call()
+        times.append(perf_counter() - start)
+        alive.append(result)
+        del result  # the oldest is dropped with the next call's end, outside of its time
+    settle()
+    return times
 
 
 def settle() -> None:

@@ -18,8 +18,9 @@ letter  stands for        where it is absent
 ``g``   groups            1
 ======  ================  ==================
 
-``k``, ``s``, ``p`` and ``l`` take a pair for rows and columns: ``k3x5`` is a kernel of 3 rows and 5 columns. The order
-of the letters is free. ``g`` equal to ``c`` is a depthwise convolution.
+``k``, ``s``, ``p`` and ``l`` take a pair for rows and columns: ``k3x5`` is a kernel of 3 rows and 5 columns. ``p`` also
+takes four numbers, for top, bottom, left and right: ``p0x1x0x1``. The order of the letters is free. ``g`` equal to
+``c`` is a depthwise convolution.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ import numpy.typing as npt
 
 from . import checks
 from .names import known
-from .problem import ConvProblem
+from .problem import ConvProblem, Padding
 
-__all__ = ["WORKLOADS", "Data", "Layer", "make_data", "parse_layer", "workload"]
+__all__ = ["WORKLOADS", "Data", "Layer", "make_data", "notation", "parse_layer", "workload"]
 
 Array = npt.NDArray[Any]
 
@@ -54,8 +55,10 @@ class Layer:
         The shape of x: images, rows, columns, channels.
     d, kh, kw : int
         Output channels, and the kernel's rows and columns.
-    stride, padding, dilation : tuple of int
+    stride, dilation : tuple of int
         For rows and columns.
+    padding : tuple
+        For rows and columns, or ``((top, bottom), (left, right))``.
     groups : int
         Groups of channels.
     """
@@ -69,7 +72,7 @@ class Layer:
     kh: int
     kw: int
     stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
+    padding: tuple[int, int] | Padding = (0, 0)
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
 
@@ -97,14 +100,42 @@ class Layer:
     @property
     def notation(self) -> str:
         """The layer in the notation that `parse_layer` reads; what has its usual value is left out."""
-        text = f"n{self.n}h{self.h}w{self.w}c{self.c}d{self.d}k{_pair((self.kh, self.kw))}"
-        for letter, value, usual in (("s", self.stride, 1), ("p", self.padding, 0), ("l", self.dilation, 1)):
-            text += f"{letter}{_pair(value)}" if value != (usual, usual) else ""
-        return text + (f"g{self.groups}" if self.groups != 1 else "")
+        return notation(self.problem())
 
 
-def _pair(value: tuple[int, int]) -> str:
-    return f"{value[0]}" if value[0] == value[1] else f"{value[0]}x{value[1]}"
+def notation(problem: ConvProblem) -> str:
+    """Return a problem in the notation that `parse_layer` reads; what has its usual value is left out.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+        The convolution. Its dtype is not part of the notation.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from nhwconv.workloads import notation, parse_layer
+    >>> notation(parse_layer("n8h57w57c64d128k3s2p0x1x0x1").problem())
+    'n8h57w57c64d128k3s2p0x1x0x1'
+    """
+    p = problem
+    text = f"n{p.n}h{p.h}w{p.w}c{p.c}d{p.d}k{_numbers(p.kh, p.kw)}"
+    for letter, value, usual in (("s", p.stride, 1), ("p", _shortest(p.padding), 0), ("l", p.dilation, 1)):
+        text += f"{letter}{_numbers(*value)}" if set(value) != {usual} else ""
+    return text + (f"g{p.groups}" if p.groups != 1 else "")
+
+
+def _shortest(padding: Padding) -> tuple[int, ...]:
+    """Return two numbers where both sides are padded alike, otherwise four."""
+    (top, bottom), (left, right) = padding
+    return (top, left) if (top, left) == (bottom, right) else (top, bottom, left, right)
+
+
+def _numbers(*values: int) -> str:
+    return f"{values[0]}" if len(values) == 2 and len(set(values)) == 1 else "x".join(map(str, values))
 
 
 # ------------------------------------------------------------------------------------------- notation
@@ -112,9 +143,12 @@ def _pair(value: tuple[int, int]) -> str:
 #: No array of a layer has more elements than this: a slip of the pen is told before anything is multiplied with it.
 LARGEST = 10**12
 
-_TERM = re.compile(r"([a-z])([0-9]{1,10})(?:x([0-9]{1,10}))?")
-_NEEDED, _PAIRS = "nhwcdk", "kspl"
-_USUAL = {"s": (1, 1), "p": (0, 0), "l": (1, 1), "g": (1, 1)}
+_TERM = re.compile(r"([a-z])([0-9]{1,10}(?:x[0-9]{1,10})*)")
+_NEEDED = "nhwcdk"
+#: How many numbers a letter takes: all others one.
+_COUNTS = {"k": (1, 2), "s": (1, 2), "l": (1, 2), "p": (1, 2, 4)}
+_ALLOWED = {(1,): "one number, not a pair", (1, 2): "one number or a pair", (1, 2, 4): "one number, a pair or four"}
+_USUAL = {"s": (1,), "p": (0,), "l": (1,), "g": (1,)}
 
 
 def parse_layer(notation: str, name: str | None = None) -> Layer:
@@ -149,12 +183,13 @@ def parse_layer(notation: str, name: str | None = None) -> Layer:
     for letter in _NEEDED:
         if letter not in terms:
             _refuse(notation, f'"{letter}" is missing')
-    sizes = {letter: terms.get(letter, _USUAL.get(letter, (0, 0))) for letter in _NEEDED + "splg"}
+    sizes = {letter: terms.get(letter) or _USUAL[letter] for letter in _NEEDED + "splg"}
     for letter, values in sizes.items():
         if min(values) < 1 and letter != "p":
             _refuse(notation, f'"{letter}" is {min(values)}, expected at least 1')
     n, h, w, c, d, groups = (sizes[letter][0] for letter in "nhwcdg")
-    layer = Layer(name or notation, n, h, w, c, d, *sizes["k"], sizes["s"], sizes["p"], sizes["l"], groups)
+    (kh, kw), stride, dilation = (_pair(sizes[letter]) for letter in "ksl")
+    layer = Layer(name or notation, n, h, w, c, d, kh, kw, stride, _padding(sizes["p"]), dilation, groups)
     problem = layer.problem()
     elements = max(math.prod(shape) for shape in (problem.x_shape, problem.w_shape, problem.y_shape))
     if elements > LARGEST:
@@ -162,22 +197,35 @@ def parse_layer(notation: str, name: str | None = None) -> Layer:
     return layer
 
 
-def _terms(notation: str) -> dict[str, tuple[int, int]]:
-    """Return each letter's pair of numbers; one number alone stands for both."""
-    terms: dict[str, tuple[int, int]] = {}
+def _pair(values: tuple[int, ...]) -> tuple[int, int]:
+    """Return rows and columns; one number stands for both."""
+    return values[0], values[-1]
+
+
+def _padding(values: tuple[int, ...]) -> tuple[int, int] | Padding:
+    if len(values) < 4:
+        return _pair(values)
+    top, bottom, left, right = values
+    return (top, left) if (top, left) == (bottom, right) else ((top, bottom), (left, right))
+
+
+def _terms(notation: str) -> dict[str, tuple[int, ...]]:
+    """Return each letter's numbers."""
+    terms: dict[str, tuple[int, ...]] = {}
     end = 0
     while end < len(notation):
         match = _TERM.match(notation, end)
         if match is None:
             _refuse(notation, f'"{notation[end:]}" is not a letter with a number')
-        letter, first, second = match.groups()
+        letter, numbers = match[1], tuple(map(int, match[2].split("x")))
         if letter not in _NEEDED and letter not in _USUAL:
             _refuse(notation, f'there is no letter "{letter}"')
         if letter in terms:
             _refuse(notation, f'"{letter}" comes twice')
-        if second is not None and letter not in _PAIRS:
-            _refuse(notation, f'"{letter}" takes one number, not a pair')
-        terms[letter] = int(first), int(second or first)
+        counts = _COUNTS.get(letter, (1,))
+        if len(numbers) not in counts:
+            _refuse(notation, f'"{letter}" takes {_ALLOWED[counts]}')
+        terms[letter] = numbers
         end = match.end()
     return terms
 
@@ -232,9 +280,42 @@ _NETWORKS: dict[str, dict[str, str]] = {
         "dw144": "n8h56w56c144d144k3p1g144",
         "dw384": "n8h14w14c384d384k3p1g384",
         "pw24": "n8h56w56c24d144k1",
+        "dw32": "n8h112w112c32d32k3p1g32",
+        "dw576": "n8h14w14c576d576k3p1g576",
+        "dw960": "n8h7w7c960d960k3p1g960",
+    },
+    "resnext50": {  # Xie et al. 2017: 32 groups
+        "2.3x3g32": "n8h56w56c128d128k3p1g32",
+        "3.3x3s2g32": "n8h56w56c256d256k3s2p1g32",
+        "3.3x3g32": "n8h28w28c256d256k3p1g32",
+        "4.3x3g32": "n8h14w14c512d512k3p1g32",
+        "5.3x3g32": "n8h7w7c1024d1024k3p1g32",
+    },
+    "regnet": {  # Radosavovic et al. 2020: 8 channels a group, 24 channels a group
+        "8x13": "n8h28w28c104d104k3p1g13",
+        "8x26s2": "n8h28w28c208d208k3s2p1g26",
+        "24x6": "n8h28w28c144d144k3p1g6",
+    },
+    "shufflenet": {  # Zhang et al. 2018
+        "1x1g3": "n8h28w28c240d240k1g3",
+    },
+    "efficientnet": {  # Tan and Le 2019: EfficientNet-B0
+        "dw96s2": "n8h112w112c96d96k3s2p1g96",
+        "dw5x5-144s2": "n8h56w56c144d144k5s2p2g144",
+        "dw5x5-240": "n8h28w28c240d240k5p2g240",
+        "dw5x5-672": "n8h14w14c672d672k5p2g672",
+        "pw240": "n8h28w28c40d240k1",
+        "se480": "n8h1w1c480d20k1",
     },
     "convnext": {  # Liu et al. 2022
+        "stem4x4": "n8h224w224c3d96k4s4",
         "dw7x7": "n8h56w56c96d96k7p3g96",
+        "down2x2": "n8h28w28c192d384k2s2",
+    },
+    "vit": {  # Dosovitskiy et al. 2021: images cut into patches
+        "patch14": "n4h224w224c3d384k14s14",
+        "patch16": "n8h224w224c3d768k16s16",
+        "patch32": "n8h224w224c3d768k32s32",
     },
     "unet": {  # Ronneberger et al. 2015: without padding
         "valid": "n2h140w140c64d64k3",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster, wait
 
+import child
 import nhwconv as nc
 import nhwconv.dask
 from cases import Case, draw_data, exact
@@ -102,6 +105,53 @@ def test_dy_must_have_as_many_samples() -> None:
     x, dy = da.ones((2, 5, 5, 3), chunks=(1, -1, -1, -1)), da.ones((3, 3, 3, 4), chunks=(1, -1, -1, -1))
     with pytest.raises(ValueError, match=r"^conv2d_backward: dy has 3 samples, but x has 2"):
         nc.dask.conv2d_backward(x, np.ones((4, 3, 3, 3)), dy)
+
+
+# -------------------------------------------------------------------------------- chunks of unknown sizes
+
+
+def chosen(array: np.ndarray, keep: np.ndarray, known: bool) -> da.Array:
+    """Return the kept samples of an array, in blocks of what is kept of every four."""
+    if not known:
+        return da.from_array(array, chunks=(4, -1, -1, -1))[da.from_array(keep, chunks=4)]
+    return da.from_array(
+        array[keep], chunks=(tuple(int(keep[i : i + 4].sum()) for i in range(0, len(keep), 4)), -1, -1, -1)
+    )
+
+
+@pytest.mark.parametrize(("x_known", "dy_known"), [(False, False), (True, False), (False, True)])
+def test_sizes_of_chunks_may_be_unknown(x_known: bool, dy_known: bool) -> None:
+    case = CASES[0]
+    data = draw_data(case, np.float64)
+    keep = np.arange(case.n) % 3 != 0
+    x, dy = chosen(data.x, keep, x_known), chosen(data.dy, keep, dy_known)
+    y = nc.dask.conv2d(x, data.w, data.b, **case.options)
+    g = nc.dask.conv2d_backward(x, data.w, dy, **case.options)
+    np.testing.assert_array_equal(g.dx.chunks[0], x.chunks[0])  # which takes NaN for NaN
+    assert (g.dw.shape, g.db.shape) == (data.w.shape, data.b.shape)
+    y, *g = dask.compute(y, *g)
+    np.testing.assert_array_equal(y, nc.conv2d(data.x[keep], data.w, data.b, **case.options))
+    for found, expected in zip(g, nc.conv2d_backward(data.x[keep], data.w, data.dy[keep], **case.options), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_chunks_of_unknown_sizes_that_differ() -> None:
+    case = CASES[0]
+    data = draw_data(case, np.float64)
+    keep = np.arange(case.n) % 3 != 0
+    x = chosen(data.x, keep, known=False)
+    with pytest.raises(ValueError, match=r"^conv2d_backward: dy has 1 chunks of samples, but x has 3, and not all of"):
+        nc.dask.conv2d_backward(x, data.w, da.from_array(data.dy), **case.options)
+    g = nc.dask.conv2d_backward(x, data.w, chosen(data.dy, ~keep, known=False), **case.options)
+    with pytest.raises(ValueError, match=r"^conv2d_weight_grad: dy has shape"):
+        dask.compute(g.dw)
+
+
+def test_the_page_of_dask_runs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "dask.md").read_text("utf-8")
+    blocks = re.findall(r"^```python dask\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) > 2
+    child.run("\n".join(blocks))
 
 
 # -------------------------------------------------------------------------------------------- a cluster

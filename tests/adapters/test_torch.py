@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -182,6 +182,48 @@ def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not asked
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        ((2, 4, 6, 6), (8, 4, 3, 3), 1), ((2, 4, 6, 6), (8, 2, 3, 3), 2), ((2, 4, 6, 6), (4, 1, 3, 3), 4),
+        ((2, 4, 6, 6), (8, 4, 1, 1), 1), ((2, 1, 6, 6), (8, 1, 3, 3), 1), ((2, 4, 1, 1), (8, 4, 1, 1), 1),
+        ((2, 4, 3, 3), (8, 4, 3, 3), 1), ((1, 1, 3, 3), (1, 1, 3, 3), 1), ((0, 4, 6, 6), (8, 4, 3, 3), 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_results_have_pytorchs_strides_and_gradients_their_tensors(shapes: Any, dtype: torch.dtype) -> None:
+    for x_format, w_format in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+        x = torch.ones(shapes[0], dtype=dtype).to(memory_format=x_format).requires_grad_()
+        w = torch.ones(shapes[1], dtype=dtype).to(memory_format=w_format).requires_grad_()
+        y, expected = (f(x, w, None, groups=shapes[2]) for f in (conv2d, functional.conv2d))
+        assert y.stride() == expected.stride(), (x.stride(), w.stride())
+        y.backward(torch.ones_like(y))
+        assert x.grad.stride() == x.stride()
+        assert w.grad.stride() == w.stride()
+        fake = torch.ops.nhwconv.conv2d(
+            x.detach().to("meta"), w.detach().to("meta"), None, [1, 1], [0] * 4, [1, 1], shapes[2]
+        )
+        assert fake.stride() == y.stride()
+
+
+def test_results_are_pytorchs_own_memory() -> None:
+    """In-place operations work on them, also where autograd watches, and `view` does what it does after PyTorch's."""
+    x, w, b = tensors()
+    found = []
+    for function in (conv2d, functional.conv2d):
+        y = function(x, w, b)
+        assert y._base is None
+        assert y.is_contiguous()
+        assert y.untyped_storage().resizable()
+        y += 1
+        y[:, 0].mul_(2)
+        y.relu_()
+        found.append(torch.autograd.grad(y.view(2, -1).square().sum(), (x, w, b)))
+    for got, expected in zip(*found, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
 # ------------------------------------------------------------------------------- falling through, and errors
 
 
@@ -236,17 +278,179 @@ IMAGES, KERNELS = torch.ones(1, 3, 5, 5), torch.ones(4, 3, 3, 3)
         ((IMAGES, KERNELS), {"groups": 2}),
         ((IMAGES, KERNELS), {"groups": 0}),
         ((IMAGES, KERNELS), {"stride": (1, 1, 1)}),
+        ((IMAGES, KERNELS), {"stride": True}),
+        ((IMAGES, KERNELS), {"stride": (True, 1)}),
+        ((IMAGES, KERNELS), {"stride": 1.0}),
+        ((IMAGES, KERNELS), {"groups": True}),
+        ((IMAGES, KERNELS), {"padding": 2**40}),
+        ((IMAGES[:, :, :0], KERNELS), {"padding": 2}),
         ((IMAGES[0, 0], KERNELS), {}),
         ((3, KERNELS), {}),
     ],
 )
 def test_errors_are_pytorchs(arguments: Any, options: Any) -> None:
+    conv2d(IMAGES, KERNELS)  # what is remembered of valid arguments answers for no others, equal as they may be
     with pytest.raises((RuntimeError, TypeError, ValueError)) as theirs:
         functional.conv2d(*arguments, **options)
     with pytest.raises(theirs.type) as ours:
         conv2d(*arguments, **options)
     if theirs.type is not TypeError:  # a TypeError lists the arguments as they were passed
         assert str(ours.value) == str(theirs.value)
+
+
+def test_what_nhwconv_refuses_and_pytorch_does_is_pytorchs() -> None:
+    x, w = torch.ones(1, 1, 5, 5), torch.ones(1, 1, 3, 3)
+    assert torch.equal(conv2d(x, w, stride=2**31), functional.conv2d(x, w, stride=2**31))
+    assert conv2d(x[:, :0], w[:, :0], padding=2).shape == functional.conv2d(x[:, :0], w[:, :0], padding=2).shape
+    assert torch.equal(conv2d(x.long(), w.long()), functional.conv2d(x.long(), w.long()))
+    # The operators do so themselves, since a graph may be run with other sizes than it was made with.
+    leaves = x.clone().requires_grad_(), w.clone().requires_grad_()
+    y = torch.ops.nhwconv.conv2d(*leaves, None, [2**31, 1], [1, 0, 2, 1], [1, 1], 1)
+    expected = functional.conv2d(functional.pad(leaves[0], (2, 1, 1, 0)), leaves[1], stride=(2**31, 1))
+    assert torch.equal(y, expected)
+    for got, wanted in zip(
+        torch.autograd.grad(y.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
+    ):
+        assert torch.equal(got, wanted)
+
+
+class Index:
+    """A number by `__index__` alone, which may change."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def __index__(self) -> int:
+        return self.value
+
+
+@pytest.mark.parametrize("number", [np.int64, lambda n: [n], lambda n: torch.Size((n, n)), lambda n: (n,)])
+def test_numbers_of_other_kinds(number: Any) -> None:
+    x, w, b = tensors(grad=False)
+    for n in (1, 2, 1):
+        expected = functional.conv2d(x, w, b, number(n), padding=number(n - 1))
+        torch.testing.assert_close(conv2d(x, w, b, number(n), padding=number(n - 1)), expected)
+
+
+def test_options_that_change_are_looked_at_again() -> None:
+    x, w, b = tensors(grad=False)
+    stride, index = [1, 1], Index(1)
+    for n in (1, 2):
+        stride[:] = [n, n]
+        torch.testing.assert_close(conv2d(x, w, b, stride), functional.conv2d(x, w, b, n))
+        index.value = n
+        for function in (functional.conv2d, conv2d):
+            with pytest.raises((TypeError, RuntimeError)):
+                function(x, w, b, index)
+
+
+def test_views_that_negate() -> None:
+    x = torch.randn(1, 4, 5, 5, dtype=torch.complex128).conj().imag
+    w = tensors(grad=False)[1]
+    assert x.is_neg()
+    torch.testing.assert_close(conv2d(x, w), functional.conv2d(x, w))
+
+
+def sample_inputs(dtype: torch.dtype) -> Any:
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    (info,) = (o for o in op_db if o.name == "nn.functional.conv2d")
+    return info.sample_inputs("cpu", dtype, requires_grad=dtype.is_floating_point), info.error_inputs("cpu")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64], ids=str)
+def test_pytorchs_own_samples(dtype: torch.dtype) -> None:
+    """All that PyTorch tests its convolution with, errors included."""
+    samples, errors = sample_inputs(dtype)
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-13, torch.int64: 0}.get(dtype, 1e-2)
+    count = 0
+    for sample in samples:
+        arguments, options = (sample.input, *sample.args), sample.kwargs
+        y, expected = conv2d(*arguments, **options), functional.conv2d(*arguments, **options)
+        assert (y.stride(), y.dtype, y.requires_grad) == (expected.stride(), expected.dtype, expected.requires_grad)
+        results = [(y, expected)]
+        leaves = [t for t in arguments if isinstance(t, torch.Tensor) and t.requires_grad]
+        if leaves:
+            grad = torch.ones_like(y)
+            results += zip(*(torch.autograd.grad(r, leaves, grad) for r in (y, expected)), strict=True)
+        for got, wanted in results:
+            error = torch.linalg.vector_norm((got - wanted).double())
+            assert error <= 20 * tolerance * max(torch.linalg.vector_norm(wanted.double()), 1), (options, error)
+        count += 1
+    assert count > 5
+    for error in errors:
+        sample = error.sample_input
+        with pytest.raises(error.error_type) as theirs:
+            functional.conv2d(sample.input, *sample.args, **sample.kwargs)
+        with pytest.raises(error.error_type) as ours:
+            conv2d(sample.input, *sample.args, **sample.kwargs)
+        assert str(ours.value) == str(theirs.value)
+
+
+# ------------------------------------------------------------------------------------- who looks at calls
+
+
+class Tagged(torch.Tensor):
+    """A subclass that notes which functions it sees."""
+
+    seen: ClassVar[list[Any]] = []
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_subclasses_of_tensors_see_one_call(which: int) -> None:
+    arrays = list(tensors(grad=False))
+    expected = functional.conv2d(*arrays, padding=1)
+    arrays[which] = arrays[which].as_subclass(Tagged)
+    Tagged.seen.clear()
+    y = conv2d(*arrays, padding=1)
+    assert Tagged.seen == [conv2d]
+    assert type(y) is Tagged
+    torch.testing.assert_close(y.as_subclass(torch.Tensor), expected)
+
+
+def test_modes_see_calls() -> None:
+    from torch.overrides import TorchFunctionMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen: ClassVar[list[Any]] = []
+
+    class Functions(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(function)
+            return function(*args, **(kwargs or {}))
+
+    x, w, b = tensors()
+    outside = conv2d(x, w, b)
+    with Functions():
+        conv2d(x, w, b)
+    assert seen == [conv2d]
+    seen.clear()
+    with Operators():
+        y = conv2d(x, w, b)
+        torch.autograd.grad(y, (x, w), torch.ones_like(outside))
+        torch.autograd.grad(outside, (x, w), torch.ones_like(outside))
+    ops = torch.ops.nhwconv
+    assert [f for f in seen if f.namespace == "nhwconv"] == [ops.conv2d.default, *[ops.conv2d_backward.default] * 2]
+
+
+def test_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x, w, b = torch.empty(2, 4, 7, 6), torch.empty(8, 4, 3, 3).to(memory_format=torch.channels_last), torch.empty(8)
+        y = conv2d(x, w, b, padding=1)
+        assert (tuple(y.shape), y.stride()) == ((2, 8, 7, 6), (336, 1, 48, 8))
 
 
 def test_one_image_and_an_empty_batch() -> None:
@@ -462,6 +666,33 @@ for n in (2, 1, 3, 2):
 print(seen, numba.get_num_threads(), numba.threading_layer())
 """
     assert child.run(code, NUMBA_NUM_THREADS=4) == "[2, 1, 3, 2] 4 omp\n"
+
+
+def test_no_call_changes_pytorchs_number_of_threads_in_any_thread() -> None:
+    code = """
+import threading
+import numpy as np, torch
+torch.set_num_threads(1)
+import nhwconv as nc, nhwconv.torch
+array, weights = np.ones((4, 64, 64, 32), np.float32), np.ones((32, 3, 3, 32), np.float32)
+def call(number):
+    assert torch.get_num_threads() == number
+    nc.conv2d(array, weights)
+    nc.conv2d_backward(array, weights, nc.conv2d(array, weights))
+    nhwconv.torch.conv2d(torch.ones(4, 32, 64, 64), torch.ones(32, 32, 3, 3, requires_grad=True)).sum().backward()
+    assert torch.get_num_threads() == number
+def both(number):
+    call(number)
+    thread = threading.Thread(target=lambda: (call(number), done.append(number)))
+    thread.start()
+    thread.join()
+done = []
+for number in (1, 2, 1):
+    torch.set_num_threads(number)
+    both(number)
+print(done)
+"""
+    assert child.run(code, NUMBA_NUM_THREADS=2) == "[1, 2, 1]\n"
 
 
 @pytest.mark.parametrize("first", ["torch", "nhwconv"])

@@ -1,8 +1,8 @@
 """A hash of the result of every pass and strategy that promises its bits, for some 200 problems.
 
-``python tests/properties/bits.py FILE`` writes them; ``--against FILE`` compares with what another version of the package
-wrote **on the same machine**, and names what differs. The problems are the random ones that the tests have, and layers of
-networks, cut down; each runs in float32 and float64, some in half types, and `conv2d_backward` with all its gradients.
+``python tests/properties/bits.py FILE`` writes them; ``--against FILE`` compares with what another version of the
+package wrote **on the same machine**, and names what differs. The problems are the random ones that the tests have, and
+layers of networks, cut down; each runs in float32 and float64, some in half types, and so does `conv2d_backward`.
 """
 
 from __future__ import annotations

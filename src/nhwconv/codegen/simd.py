@@ -22,6 +22,7 @@ __all__ = [
     "fill_zero",
     "integers",
     "numbers",
+    "stack",
     "transpose",
     "transpose_exact",
 ]
@@ -60,6 +61,18 @@ def numbers(typingctx, address, itemsize):
 def integers(typingctx, address):
     """Return an address as a pointer to 64-bit integers."""
     return types.CPointer(types.int64)(types.intp), _address
+
+
+@intrinsic(prefer_literal=True)
+def stack(typingctx, nbytes):
+    """Return the address of so many bytes, a number known now, on the stack of the function that asks."""
+
+    def codegen(context, builder, sig, args):
+        with builder.goto_entry_block():  # without Numba's helper, which fills it with zeros
+            memory = builder.alloca(ir.IntType(8), size=sig.args[0].literal_value)
+        return builder.ptrtoint(memory, I64)
+
+    return types.intp(nbytes), codegen
 
 
 @intrinsic

@@ -325,14 +325,17 @@ def run(
                 data = builder.ptrtoint(make_array(kind)(context, builder, value).data, _I64)
             words[layout.OPERANDS + role] = data
         entry = words[layout.ANSWER]
-        nbytes = builder.add(_Words(builder, entry)[layout.NBYTES], _i64(_ALIGNMENT))
-        meminfo = context.nrt.meminfo_alloc(builder, nbytes)
-        words[layout.SCRATCH] = builder.ptrtoint(context.nrt.meminfo_data(builder, meminfo), _I64)
+        nbytes = _Words(builder, entry)[layout.NBYTES]
+        scratch = cgutils.alloca_once_value(builder, ir.Constant(cgutils.voidptr_t, None))
+        with builder.if_then(builder.icmp_signed(">", nbytes, _i64(0))):
+            meminfo = context.nrt.meminfo_alloc(builder, builder.add(nbytes, _i64(_ALIGNMENT)))
+            builder.store(meminfo, scratch)
+            words[layout.SCRATCH] = builder.ptrtoint(context.nrt.meminfo_data(builder, meminfo), _I64)
         _call(builder, _state(context, builder, question), layout.RUN, question, entry)
         status = cgutils.alloca_once_value(builder, _i64(0))
         with builder.if_then(builder.icmp_signed("!=", words[layout.ANSWER], _i64(0)), likely=False):
             builder.store(_serve(context, builder, layout.PERFORM, question, entry), status)
-        context.nrt.decref(builder, types.MemInfoPointer(types.voidptr), meminfo)
+        context.nrt.decref(builder, types.MemInfoPointer(types.voidptr), builder.load(scratch))  # nothing, for null
         _leave_where_python_raised(context, builder, builder.load(status))
         return context.get_dummy_value()
 

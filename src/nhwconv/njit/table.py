@@ -241,7 +241,8 @@ def run(question, state, entry, _, __):
     if words[ANSWER] == 0:
         form = known[_IN_PARALLEL] if launches else known[_IN_SERIES]
         # Where the executor expects an array, the address of its data is all that it reads.
-        call_executor(form, found[_PROGRAM], question + 8 * SCRATCH - _HEADER, question + 8 * OPERANDS)
+        scratch = question + 8 * SCRATCH - _HEADER if found[NBYTES] else 0
+        call_executor(form, found[_PROGRAM], scratch, question + 8 * OPERANDS)
 
 
 def put(address, value, _, __, ___):
@@ -347,7 +348,8 @@ class _Table:
             for i, shape in enumerate(shapes):
                 entry[RESULTS + AXES * i : RESULTS + AXES * i + len(shape)] = shape
             if program is not None:
-                entry[NBYTES], entry[_PROGRAM], entry[_WORKERS] = program.nbytes, program.address, program.workers
+                entry[NBYTES] = program.nbytes if program.nbytes > executor.STACK else 0
+                entry[_PROGRAM], entry[_WORKERS] = program.address, program.workers
                 if program.workers > 1 and not self.state[_IN_PARALLEL]:
                     self.state[_IN_PARALLEL] = executor.address(executor.in_parallel)
             entry[_THREADS], entry[_HASH] = threads, question[HASH]

@@ -17,26 +17,33 @@ takes longer than a small convolution.
 from __future__ import annotations
 
 import os
+import sys
 import threading
+from time import perf_counter
 from typing import Any
 
 import numpy as np
 from numba import prange
 from numba.core import types
 from numba.np.ufunc import parallel
-from numba.np.ufunc.parallel import get_num_threads, threading_layer
+from numba.np.ufunc.parallel import threading_layer
 
-from ..codegen.simd import integers
-from . import arrays
+from ..codegen.simd import integers, stack
+from . import arrays, machine
 from .jit import call_body, compiled, compiler_lock, device, shielded
 from .tasks import clear_queue, next_task
 
-__all__ = ["ADDRESSES", "HEADER", "address", "launch", "run", "run_calls", "start"]
+__all__ = ["ADDRESSES", "HEADER", "STACK", "address", "launch", "run", "run_calls", "start"]
 
 #: Where the address of its data is in a NumPy array: PyArrayObject_fields of ndarrayobject.h, behind Python's header.
 HEADER = object.__basicsize__
 #: Addresses, not arrays.
 ADDRESSES = -1
+#: Whether each call writes a line to standard error, as `nhwconv.verbose` has it.
+VERBOSE = os.environ.get("NHWCONV_VERBOSE") == "1"
+#: Bytes of scratch up to which it is on the stack: memory of its own takes longer than the least programs do.
+STACK = 16 * 1024
+_ROOM = STACK + 64
 
 # ------------------------------------------------------------------------------------------- native code
 
@@ -82,19 +89,20 @@ def _bind(image, step, table, operands):
 
 
 def execute(program, scratch, header, a0, a1, a2, a3, a4, a5, a6, a7):
-    """Run the program whose image is at an address, with this scratch (an array) and these operands."""
+    """Run the program whose image is at an address, with this scratch (an array, or 0) and these operands."""
     image = integers(program)
-    base = (_address(scratch, HEADER) + 63) & -64
+    base = (_address(scratch, HEADER) if scratch else stack(_ROOM)) + 63 & -64
     slots, step = _fill_table(image, base, header, integers(base), a0, a1, a2, a3, a4, a5, a6, a7)
     operands = base + 8 * slots
     queue = operands + 64
     for _ in range(image[0]):
         following = _bind(image, step, integers(base), integers(operands))
         body, geometry, tasks, workers = image[step], image[step + 1], image[step + 2], image[step + 3]
-        clear_queue(queue, workers)
         if workers == 1:
-            _work(body, operands, geometry, tasks, queue, 0, 1)
+            for task in range(tasks):
+                call_body(body, operands, geometry, 0, task, task == 0)
         else:
+            clear_queue(queue, workers)
             for worker in prange(workers):
                 _work(body, operands, geometry, tasks, queue, worker, workers)
         step = following
@@ -126,7 +134,7 @@ class _Launcher:
     def start(self) -> str:
         """Start Numba's threading layer, if it isn't running, and return its name."""
         if self.layer is None:
-            get_num_threads()
+            machine.threads()
             self.layer = str(threading_layer())
         return self.layer
 
@@ -182,25 +190,44 @@ def launch(parallel_form: Any, serial_form: Any, workers: int, *arguments: Any) 
         serial_form(*arguments)
 
 
-def run(program: Any, *operands: int, header: int = HEADER) -> None:
+def run(
+    program: Any, a0: int, a1: int, a2: int, a3: int, a4: int, a5: int, a6: int, a7: int, header: int = HEADER
+) -> None:
     """Run a program of compiled steps.
 
     Parameters
     ----------
     program : Program
         What runs.
-    operands : int
+    a0, ..., a7 : int
         For each name of `nhwconv.program.ARRAYS` the ``id`` of an array, or 0; with a `header` of `ADDRESSES` the
         address of its data instead.
     """
-    scratch = arrays.scratch(program.nbytes)
-    launch(in_parallel, in_series, program.workers, program.address, id(scratch), header, *operands)
+    start = perf_counter() if VERBOSE else 0.0
+    scratch = None if program.nbytes <= STACK else arrays.scratch(program.nbytes)
+    place = 0 if scratch is None else id(scratch)
+    arguments = program.address, place, header, a0, a1, a2, a3, a4, a5, a6, a7
+    if program.workers <= 1:
+        in_series(*arguments)
+    else:
+        launch(in_parallel, in_series, program.workers, *arguments)
+    if VERBOSE:
+        _tell(program, perf_counter() - start)
+
+
+def _tell(program: Any, seconds: float) -> None:
+    """Write the line of a call to standard error, where it is one of a pass."""
+    from ..verbose import line  # reads layers' notation, too, which few programs need
+
+    if program.problem is not None and program.ran:
+        print(line(dict(program.ran), program.problem, seconds), file=sys.stderr)
 
 
 def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
     """Run a program some of whose steps are Python calls, on arrays by name, which are as programs want them."""
+    start = perf_counter() if VERBOSE else 0.0
     scratch = arrays.scratch(program.nbytes)
-    start = -scratch.ctypes.data % arrays.ALIGNMENT
+    base = -scratch.ctypes.data % arrays.ALIGNMENT
     offsets = dict(zip(program.parts, program.behind_header, strict=True))
     operands = [id(named[name]) if name in named else 0 for name in program.names]
     for step in program.steps:
@@ -211,8 +238,10 @@ def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
         views = []
         for place, shape in zip(step.places, step.shapes, strict=True):
             if place.source in offsets:
-                at = start + offsets[place.source] + place.offset
+                at = base + offsets[place.source] + place.offset
                 views.append(np.ndarray(shape, step.dtype, scratch, at))
             else:
                 views.append(named[place.source].reshape(shape))
         step.function(*views)
+    if VERBOSE:
+        _tell(program, perf_counter() - start)

@@ -25,7 +25,8 @@ def write_whole(path: Path, data: bytes) -> None:
     """Write a file beside its place and move it there, so that readers see all of it or nothing; folders are made."""
     for attempt in range(_ATTEMPTS):
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            # Whatever the umask: a folder of code that anybody may write to is not read.
+            path.parent.mkdir(0o755, parents=True, exist_ok=True)
             _remove_abandoned(path.parent)
             _write_and_move(path, data)
         except FileNotFoundError:

@@ -24,6 +24,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import intrinsic, register_jitable
 
@@ -64,11 +65,12 @@ class _Compilation(threading.Thread):
 
     def begin(self) -> None:
         """Start, with a stack of its own size; the setting of other threads is what it was."""
-        before = threading.stack_size(STACK)
-        try:
-            self.start()
-        finally:
-            threading.stack_size(before)
+        with compiler_lock:  # the setting is the process's: one thread after another changes it
+            before = threading.stack_size(STACK)
+            try:
+                self.start()
+            finally:
+                threading.stack_size(before)
 
     def run(self) -> None:
         try:
@@ -159,9 +161,26 @@ def compiled(py_func: Callable[..., Any], **options: Any) -> Any:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _LinkedIn(Compiler):
+    """Numba's pipeline for functions that are only ever linked into others: no machine code of their own."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.state.flags.no_compile = True
+        self.state.flags.no_cpython_wrapper = True
+        self.state.flags.no_cfunc_wrapper = True
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        """Compile; Numba knows a function by its entry from Python, so each gets one, which nobody ever calls."""
+        result = super().compile_extra(func)
+        entry: Any = [].append
+        result.target_context.insert_user_function(entry, result.fndesc, [result.library])
+        return result._replace(entry_point=entry)
+
+
 def device(py_func: F) -> F:
     """Let bodies call a function; it is compiled into them, and Python may call it as well."""
-    found: F = register_jitable(**OPTIONS)(py_func)
+    found: F = register_jitable(**OPTIONS, pipeline_class=_LinkedIn)(py_func)
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import platform
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,6 +17,7 @@ from pathlib import Path
 import llvmlite.binding as llvm
 import numba
 from numba.core.registry import cpu_target
+from numba.np.ufunc import parallel
 
 __all__ = [
     "BYTES_A_CYCLE",
@@ -114,7 +116,18 @@ def workers(flops: int) -> int:
 
 
 def threads() -> int:
-    """Return the number of threads that a call uses now: Numba's, which `numba.set_num_threads` sets."""
+    """Return the number of threads that a call uses now: Numba's, which `numba.set_num_threads` sets.
+
+    They are started by the first call. OpenMP then sets its number of threads, which is PyTorch's too, for the thread
+    that starts them; so one does that ends at once.
+    """
+    if not parallel._is_initialized:
+        starter = threading.Thread(target=numba.get_num_threads, name="nhwconv starts threads")
+        try:
+            starter.start()
+        except RuntimeError:  # there are too many, or the program is ending
+            return int(numba.get_num_threads())
+        starter.join()
     return int(numba.get_num_threads())
 
 

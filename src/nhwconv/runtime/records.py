@@ -17,7 +17,7 @@ from numba.core.imputils import lower_constant
 from numba.extending import intrinsic, typeof_impl
 from numba.np.numpy_support import from_dtype
 
-__all__ = ["Record", "RecordKind", "pack", "record"]
+__all__ = ["Record", "RecordKind", "as_kind", "pack", "record"]
 
 
 class RecordKind(type):
@@ -72,5 +72,16 @@ def record(typingctx, address, index, kind):
         size = ir.Constant(ir.IntType(64), sig.return_type.size)
         place = builder.add(address, builder.mul(index, size))
         return builder.inttoptr(place, context.get_value_type(sig.return_type))
+
+    return signature, codegen
+
+
+@intrinsic
+def as_kind(typingctx, one, kind):
+    """Return a record as one of a kind that its class is made of first, so that functions of that kind are shared."""
+    signature = kind.dtype(one, kind)
+
+    def codegen(context, builder, sig, args):
+        return builder.bitcast(args[0], context.get_value_type(sig.return_type))
 
     return signature, codegen

@@ -122,7 +122,7 @@ class Store:
         try:
             for place in (path.parent, path):
                 if not _trusted(place):
-                    warn_once(place, f"nhwconv does not read compiled code from {place}: others may write to it")
+                    warn_once(path.parent, f"nhwconv does not read compiled code from {place}: others may write to it")
                     return None
             data = path.read_bytes()
         except OSError:

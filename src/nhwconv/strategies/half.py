@@ -19,13 +19,14 @@ from numba.extending import intrinsic
 
 from ..codegen.simd import at, fill_zero, integers, numbers
 from ..problem import ConvProblem, Pass, Strip
-from ..program import AnyStep, Part, Place, Program, Step, places
+from ..program import AnyStep, Call, Part, Place, Program, Step, places
+from ..runtime.arrays import Array, values_are_data
 from ..runtime.jit import Body, ceil_div, device
 from ..runtime.records import Record, record
 from .base import Strategy, Wanted
 from .bias import column_steps
 
-__all__ = ["bias_program", "program", "round_numbers", "widen"]
+__all__ = ["bias_program", "program", "program_without_compiler", "round_numbers", "widen"]
 
 #: Elements of x and y together that a strip converts at a time: 16 MiB in float32.
 STRIP = 4 * 2**20
@@ -217,6 +218,24 @@ def program(strategy: Strategy, fallback: Strategy, problem: ConvProblem, pass_:
         steps = list(_correlation(problem, pass_, strips, made, wanted))
     extra = max(p.extra for p in made.values())
     return Program(tuple(steps), wanted.workers, extra)
+
+
+def program_without_compiler(strategy: Strategy, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
+    """Return a pass of a half problem as one call of Python code, which holds whole arrays in float32."""
+    single = strategy.program(replace(problem, dtype=_FLOAT32), pass_, wanted)
+    (call,) = single.steps
+    assert isinstance(call, Call)
+    results = [place.source in ("y", "dw", "db", "dx") for place in call.places]
+
+    @values_are_data
+    def converted(*halves: Array) -> None:
+        wide = [half.astype(_FLOAT32) for half in halves]
+        call.function(*wide)
+        for half, number, is_result in zip(halves, wide, results, strict=True):
+            if is_result:
+                half[...] = number
+
+    return Program((replace(call, function=converted, dtype=problem.dtype),), extra=single.extra)
 
 
 def _strip_parts(problem: ConvProblem, strips: list[Strip], x: str, y: str) -> tuple[_Rows, _Rows]:

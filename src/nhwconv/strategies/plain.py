@@ -19,6 +19,7 @@ from ..runtime.arrays import Array
 from ..runtime.executor import launch
 from ..runtime.jit import compiled
 from .base import Wanted
+from .bias import sum_pixels
 
 __all__ = ["Plain"]
 
@@ -116,7 +117,7 @@ def _weight_grad(problem: ConvProblem, wanted: Wanted, x: Array, dy: Array, dw: 
     if not wanted.accumulate:
         dw[...] = 0
     if db is not None:
-        db[...] = dy.sum((0, 1, 2)) + (db if wanted.accumulate else 0)
+        sum_pixels(wanted.accumulate, dy.reshape(-1, problem.d), db)
     _loop("weight_grad", problem, wanted, x, dy, dw)
 
 

@@ -17,7 +17,7 @@ from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import arrays
 from ...runtime.jit import Body, ceil_div, device
-from ...runtime.records import record
+from ...runtime.records import as_kind, record
 from ..axes import correlation_fields, packings
 from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
 from .constants import CUT
@@ -128,8 +128,10 @@ def transform_all_weights(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
         width = min(WIDTH, padded - j)
         source = g.packed_0 + (group * padded + j) * g.r_h * g.r_w * g.cg + k * width
         apart = point_pitch(g.cg * WIDTH, LANES)
-        target = g.transformed_0 + (group * panels + j // WIDTH) * points_of(g) * apart + k * width
-        transform_weights(g, at(packed, source), g.cg * width, at(transformed, target), apart, channels * width)
+        target = g.transformed_0 + (group * panels + j // WIDTH) * points_of(as_kind(g, Tiles)) * apart + k * width
+        transform_weights(
+            as_kind(g, Tiles), at(packed, source), g.cg * width, at(transformed, target), apart, channels * width
+        )
 
     return Body(transform_all_weights)
 
@@ -137,7 +139,7 @@ def transform_all_weights(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
 @device
 def _multiply(g, v, v_apart, u, u_apart, m, m_apart, tiles, columns, channels, width, pitch, add):
     """Multiply, at each point, ``(tiles, channels)`` numbers of x with a panel of weights."""
-    for point in range(points_of(g)):
+    for point in range(points_of(as_kind(g, Tiles))):
         target = Rows(at(m, point * m_apart), pitch)
         tile_product(
             g.tile,
@@ -157,12 +159,14 @@ def _multiply(g, v, v_apart, u, u_apart, m, m_apart, tiles, columns, channels, w
 @device
 def _phase(g, x, weights, scratch, group, d_0, width_d, tile, tiles, LANES, WIDTH):
     """Sum the products of one phase at all points, over blocks of channels."""
-    padded, panels, points = ceil_div(g.dg, LANES) * LANES, ceil_div(g.dg, WIDTH), points_of(g)
+    padded, panels, points = ceil_div(g.dg, LANES) * LANES, ceil_div(g.dg, WIDTH), points_of(as_kind(g, Tiles))
     own, m, m_apart = at(scratch, g.s_u), at(scratch, g.s_m), point_pitch(tiles * width_d, LANES)
     for block in range(channel_blocks(g.cg, g.block_k, LANES)):
         k, channels = channel_block(block, g.cg, g.block_k, LANES)
         v_apart = point_pitch(tiles * channels, LANES)
-        transform_inputs(g, g.m_h, g.m_w, at(x, group * g.cg + k), channels, tile, tiles, scratch, v_apart)
+        transform_inputs(
+            as_kind(g, Tiles), g.m_h, g.m_w, at(x, group * g.cg + k), channels, tile, tiles, scratch, v_apart
+        )
         for j in range(d_0, d_0 + width_d, WIDTH):
             width = min(WIDTH, padded - j)
             if g.shared:
@@ -171,7 +175,7 @@ def _phase(g, x, weights, scratch, group, d_0, width_d, tile, tiles, LANES, WIDT
             else:
                 u, u_apart = own, point_pitch(channels * width, LANES)
                 source = at(weights, g.packed_0 + (group * padded + j) * g.r_h * g.r_w * g.cg + k * width)
-                transform_weights(g, source, g.cg * width, own, u_apart, channels * width)
+                transform_weights(as_kind(g, Tiles), source, g.cg * width, own, u_apart, channels * width)
             columns = min(WIDTH, d_0 + width_d - j)
             target = at(m, j - d_0)
             _multiply(g, scratch, v_apart, u, u_apart, target, m_apart, tiles, columns, channels, width, width_d, k > 0)
@@ -187,7 +191,7 @@ def correlate(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
         x, weights = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
         bias, y = numbers(table[2], ITEMSIZE), numbers(table[3], ITEMSIZE)
         scratch = at(numbers(table[4], ITEMSIZE), worker * cut.scratch)
-        all_tiles = tiles_of(cut)
+        all_tiles = tiles_of(as_kind(cut, Tiles))
         blocks_t = ceil_div(all_tiles, cut.block_t)
         blocks_d = channel_blocks(cut.dg, cut.block_d, LANES)
         block, rest = task % blocks_t, task // blocks_t
@@ -200,9 +204,18 @@ def correlate(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
             g = record(geometry, phase, Winograd)
             _phase(g, x, weights, scratch, group, d_0, width_d, tile, tiles, LANES, WIDTH)
             m_apart = point_pitch(tiles * width_d, LANES)
+            grid, products = as_kind(g, Tiles), at(scratch, g.s_m)
             transform_outputs(
-                g, at(scratch, g.s_m), m_apart, tile, tiles, width_d, phase > 0, g.add_bias != 0, at(bias, channel),
+                grid,
+                products,
+                m_apart,
+                tile,
+                tiles,
+                width_d,
+                phase > 0,
+                g.add_bias != 0,
+                at(bias, channel),
                 at(y, channel),
-            )  # fmt: skip
+            )
 
     return Body(correlate)

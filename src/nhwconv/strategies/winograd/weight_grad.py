@@ -15,7 +15,7 @@ from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import arrays, machine
 from ...runtime.jit import Body, ceil_div, device
-from ...runtime.records import record
+from ...runtime.records import as_kind, record
 from ..axes import correlation_fields
 from ..base import Wanted
 from ..bias import bias_steps
@@ -127,7 +127,7 @@ def _price(g: WinogradWeightGrad, itemsize: int) -> float:
 @device
 def _multiply(g, v, v_apart, f, f_apart, m, m_apart, tiles, d, k, add, WIDTH):
     """Add, at each point, the product of ``(tiles, d)`` numbers of dy and ``(tiles, k)`` of x."""
-    for point in range(points_of(g)):
+    for point in range(points_of(as_kind(g, Tiles))):
         for j in range(0, k, WIDTH):
             target = Rows(at(m, point * m_apart + j), k)
             tile_product(
@@ -165,7 +165,8 @@ def weight_grad(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
         x, dy, parts = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE), numbers(table[2], ITEMSIZE)
         v = at(numbers(table[3], ITEMSIZE), worker * g.scratch)
         f, m = at(v, g.s_dy), at(v, g.s_m)
-        all_tiles = tiles_of(g)
+        grid = as_kind(g, Tiles)
+        all_tiles = tiles_of(grid)
         blocks_k, blocks_d = channel_blocks(g.cg, g.block_k, LANES), channel_blocks(g.dg, g.block_d, LANES)
         (d_0, d), rest = channel_block(task % blocks_d, g.dg, g.block_d, LANES), task // blocks_d
         (k_0, k), rest = channel_block(rest % blocks_k, g.cg, g.block_k, LANES), rest // blocks_k
@@ -177,8 +178,8 @@ def weight_grad(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
             tile = first + block * (last - first) // blocks_t
             tiles = first + (block + 1) * (last - first) // blocks_t - tile
             v_apart, f_apart = point_pitch(tiles * k, LANES), point_pitch(tiles * d, LANES)
-            transform_inputs(g, g.r_h, g.r_w, at(x, group * g.cg + k_0), k, tile, tiles, v, v_apart)
-            transform_filters(g, at(dy, group * g.dg + d_0), d, tile, tiles, f, f_apart)
+            transform_inputs(grid, g.r_h, g.r_w, at(x, group * g.cg + k_0), k, tile, tiles, v, v_apart)
+            transform_filters(grid, at(dy, group * g.dg + d_0), d, tile, tiles, f, f_apart)
             _multiply(g, v, v_apart, f, f_apart, m, m_apart, tiles, d, k, block > 0, WIDTH)
         _write(g, m, m_apart, d, k, at(parts, piece * g.part + g.w_0 + (group * g.dg + d_0) * g.w_d + k_0))
 
