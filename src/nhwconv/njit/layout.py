@@ -54,7 +54,8 @@ SEPARATOR = "\n"
 
 # -------------------------------------------------------------------------------------------- the entry
 
-#: Bytes of scratch, or 0 where none is wanted; then four places for each result's shape: y, dx, dw or db alone, or those of `BACKWARD`.
+#: Bytes of scratch, or 0 where none is wanted; then four places for each result's shape: y, dx, dw or db alone, or
+#: those of `BACKWARD`.
 NBYTES = 0
 RESULTS = 1
 ENTRY = RESULTS + 3 * AXES
