@@ -28,14 +28,23 @@ Array = npt.NDArray[Any]
 GROWTH = 0.05
 
 
+# Numba compiles a loop over elements much sooner than an expression of arrays of four axes; both run as fast.
+
+
+@numba.njit
+def grow(u: Array, spread: Array, after: Array) -> None:
+    """Write the next moment: what has spread, and what grows."""
+    for i in range(u.size):
+        after.flat[i] = u.flat[i] + spread.flat[i] + GROWTH * u.flat[i] * (1 - u.flat[i])
+
+
 @numba.njit
 def simulate(u: Array, k: Array, moments: int) -> Array:
     """Return ``(moments + 1, N, H, W, 1)``: the fields at each moment, from u on."""
     fields = np.empty((moments + 1, *u.shape), u.dtype)
     fields[0] = u
     for t in range(moments):
-        u = fields[t]
-        fields[t + 1] = u + nc.conv2d(u, k, padding="same") + GROWTH * u * (1 - u)
+        grow(fields[t], nc.conv2d(fields[t], k, padding="same"), fields[t + 1])
     return fields
 
 
@@ -44,27 +53,31 @@ def gradient(fields: Array, seen: Array, k: Array) -> tuple[float, Array]:
     """Return half the mean square of what a simulation is off, and its gradient in k: from the last moment back."""
     loss, dk, g = 0.0, np.zeros_like(k), np.zeros_like(fields[0])
     for t in range(len(fields) - 1, 0, -1):
-        off = fields[t] - seen[t]
-        loss += 0.5 * (off**2).sum() / fields.size
-        g = g + off / fields.size
         u = fields[t - 1]
+        for i in range(g.size):
+            off = (fields[t].flat[i] - seen[t].flat[i]) / fields.size
+            loss += 0.5 * off**2 * fields.size
+            g.flat[i] += off
         du, dw, _ = nc.conv2d_backward(u, k, g, needs=("dx", "dw"), padding="same")
-        dk += dw
-        g = g + du + GROWTH * (1 - 2 * u) * g
+        for i in range(dk.size):
+            dk.flat[i] += dw.flat[i]
+        for i in range(g.size):
+            g.flat[i] += du.flat[i] + GROWTH * (1 - 2 * u.flat[i]) * g.flat[i]
     return loss, dk
 
 
 @numba.njit
 def descend(k: Array, seen: Array, rate: float, descents: int) -> Array:
     """Change k, by Adam; return the loss before each descent."""
-    losses = np.empty(descents)
-    mean, square = np.zeros_like(k), np.zeros_like(k)
-    for i in range(descents):
-        losses[i], dk = gradient(simulate(seen[0], k, len(seen) - 1), seen, k)
-        mean = 0.9 * mean + 0.1 * dk
-        square = 0.99 * square + 0.01 * dk**2
-        slower = 1 - i / descents
-        k -= slower * rate * mean / (1 - 0.9 ** (i + 1)) / (np.sqrt(square / (1 - 0.99 ** (i + 1))) + 1e-12)
+    losses, mean, square = np.empty(descents), np.zeros(k.size), np.zeros(k.size)
+    for step in range(descents):
+        losses[step], dk = gradient(simulate(seen[0], k, len(seen) - 1), seen, k)
+        slower = 1 - step / descents
+        for i in range(k.size):
+            mean[i] += 0.1 * (dk.flat[i] - mean[i])
+            square[i] += 0.01 * (dk.flat[i] ** 2 - square[i])
+            change = mean[i] / (1 - 0.9 ** (step + 1)) / (np.sqrt(square[i] / (1 - 0.99 ** (step + 1))) + 1e-12)
+            k.flat[i] -= slower * rate * change
     return losses
 
 
