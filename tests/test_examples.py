@@ -55,3 +55,16 @@ def test_digits_learns_to_read_and_draws(tmp_path: Path) -> None:
     width, height = struct.unpack(">II", header[16:24])
     assert width > 1000
     assert height > 700
+
+
+def test_simulation_finds_the_kernel_and_draws(tmp_path: Path) -> None:
+    figure = tmp_path / "simulation.png"
+    out = run(EXAMPLES / "simulation.py", "--out", figure)
+    losses = re.search(r"loss: (\S+) at first, (\S+) at last", out)
+    assert losses, out
+    assert float(losses[2]) < 1e-3**2  # what the noise alone leaves is half of its square
+    assert float(losses[1]) > 1e-3
+    off = re.search(r"the kernel is off by (\S+)%", out)
+    assert off, out
+    assert float(off[1]) < 1
+    assert figure.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")

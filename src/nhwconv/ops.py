@@ -505,6 +505,8 @@ _plans: dict[Any, Any] = {}
 #: The same, by the arguments of calls whose options are ints themselves: `True` and `1.0` are equal to 1, not as
 #: welcome.
 _calls: dict[Any, Any] = {}
+#: Called where plans are forgotten, by whoever keeps some.
+forgetting: list[Callable[[], None]] = []
 
 
 def _remember(found: dict[Any, Any], key: Any, value: T) -> T:
@@ -528,6 +530,8 @@ def forget_plans() -> None:
     """Plan anew from now on: what was tuned has changed."""
     global _plans, _calls
     _plans, _calls = {}, {}  # new ones: a plan that another thread is making goes to the old ones
+    for forget in forgetting:
+        forget()
 
 
 def _plan(pass_: Pass, x: Any, w: Any, dtype: Any, options: Options, strategy: Any) -> Plan:

@@ -24,15 +24,16 @@ from typing import Any
 
 import numpy as np
 from numba import prange
+from numba.core import types
 from numba.np.ufunc import parallel
 from numba.np.ufunc.parallel import threading_layer
 
 from ..codegen.simd import integers, stack
 from . import arrays, machine
-from .jit import call_body, compiled, compiler_lock, device
+from .jit import call_body, compiled, compiler_lock, device, shielded
 from .tasks import clear_queue, next_task
 
-__all__ = ["ADDRESSES", "HEADER", "STACK", "launch", "run", "run_calls", "start"]
+__all__ = ["ADDRESSES", "HEADER", "STACK", "address", "launch", "run", "run_calls", "start"]
 
 #: Where the address of its data is in a NumPy array: PyArrayObject_fields of ndarrayobject.h, behind Python's header.
 HEADER = object.__basicsize__
@@ -109,6 +110,15 @@ def execute(program, scratch, header, a0, a1, a2, a3, a4, a5, a6, a7):
 
 in_parallel = compiled(execute, parallel=True)
 in_series = compiled(execute)
+
+
+def address(form: Any) -> int:
+    """Return where the code of one of these forms is, as C calls it with integers; loaded or compiled now."""
+    kinds = (types.intp,) * (3 + 8)
+    shielded(form.compile, kinds)
+    code = form.overloads[kinds]
+    return int(code.library.get_pointer_to_function(code.fndesc.llvm_cfunc_wrapper_name))
+
 
 # --------------------------------------------------------------------------------------- threads and forks
 
