@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from .layouts import IMAGES, PLAIN, WEIGHTS, Form, Layout
 from .problem import ConvProblem, Padding, same_padding
+from .runtime.arrays import values_are_data
 
 __all__ = [
     "NATIVE",
