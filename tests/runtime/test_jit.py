@@ -3,6 +3,7 @@
 import logging
 import signal
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -164,6 +165,7 @@ def test_an_interrupted_caller_need_not_wait():
 
     def interrupt():
         started.wait()
+        time.sleep(0.2)  # until the caller waits: elsewhere Python may print an interrupt and go on
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     ctrl_c = threading.Thread(target=interrupt)
