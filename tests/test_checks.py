@@ -192,12 +192,15 @@ ERRORS = [
      "conv2d_input_grad: groups is 2, but arrays without a D axis need groups=1"),
     # -------------------------------------------------------------- sizes that do not fit together
     (forward(w=of(4, 3, 2, 5)), ValueError,
-     "conv2d: w has 5 input channels per group, but x has 3 channels in 1 group"),
+     "conv2d: w has 5 input channels per group, but x has 3 channels in 1 group"
+     "; if w is (D, C/groups, KH, KW), pass w.transpose(0, 2, 3, 1)"),
     (forward(w=of(3, 3, 2, 3), groups=3), ValueError,
      "conv2d: w has 3 input channels per group, but x has 3 channels in 3 groups"),
     (backward(w=of(4, 3, 2, 5)), ValueError,
-     "conv2d_backward: w has 5 input channels per group, but x has 3 channels in 1 group"),
-    (plan(w=(4, 3, 2, 5)), ValueError, "plan: w has 5 input channels per group, but x has 3 channels in 1 group"),
+     "conv2d_backward: w has 5 input channels per group, but x has 3 channels in 1 group"
+     "; if w is (D, C/groups, KH, KW), pass w.transpose(0, 2, 3, 1)"),
+    (plan(w=(4, 3, 2, 5)), ValueError, "plan: w has 5 input channels per group, but x has 3 channels in 1 group"
+     "; if w is (D, C/groups, KH, KW), pass w.transpose(0, 2, 3, 1)"),
     (forward(groups=2), ValueError, "conv2d: x has 3 channels, which 2 groups do not divide"),
     (forward(w=of(4, 3, 2, 1), groups=3), ValueError,
      "conv2d: the convolution has 4 output channels, which 3 groups do not divide"),
@@ -253,7 +256,7 @@ ERRORS = [
     ),
     (forward(b=of(3)), ValueError, "conv2d: b has shape (3,), expected (4,)"),
     (forward(b=1.0), ValueError, "conv2d: b has shape (), expected (4,)"),
-    (forward(b=of(1, 4)), ValueError, "conv2d: b has shape (1, 4), expected (4,)"),
+    (forward(b=of(1, 4)), ValueError, "conv2d: b has shape (1, 4), expected (4,); pass b.reshape(-1)"),
     (forward(X[0], W[0], of(1)), ValueError, "conv2d: b has shape (1,), expected ()"),
     # -------------------------------------------------------------- out
     (forward(out=[0.0]), TypeError, "conv2d: out is a list, expected a numpy.ndarray"),

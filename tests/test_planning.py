@@ -191,7 +191,7 @@ def test_plans_of_the_smaller_forms_and_other_byte_orders():
         assert small.problem == batched.problem
         assert (small.strategy, small.costs) == (batched.strategy, batched.costs)
         assert small != batched
-    assert nc.plan("forward", (9, 8), (3, 3)).form == ((9, 8), (3, 3), (7, 6))
+    assert nc.plan("forward", (9, 8), (3, 3)).form[:3] == ((9, 8), (3, 3), (7, 6))
     assert nc.plan("forward", X, W, dtype=swapped) == nc.plan("forward", X, W)
     assert nc.plan("forward", X, W, dtype=np.float64) != nc.plan("forward", X, W)
 
@@ -296,7 +296,7 @@ def test_called_plans_of_the_smaller_forms(pass_, x, w):
     """Operands and results have the form that the shapes say."""
     rng = np.random.default_rng(0)
     plan = nc.plan(pass_, x, w)
-    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in zip("xwy", plan.form, strict=True)}
+    arrays = {name: rng.standard_normal(shape, np.float32) for name, shape in zip("xwy", plan.form[:3], strict=True)}
     data = Data(arrays["x"], arrays["w"], None, arrays["y"])
     function = {
         "forward": nc.conv2d,

@@ -34,8 +34,8 @@ class Grouped:
         if problem.cg == 1 or (problem.groups > 1 and problem.cg == problem.dg <= CUT.most_channels):
             return None
         return (
-            f"it needs one channel of x a group, or several groups of at most {CUT.most_channels} channels, as many of x "
-            f"as of y, but groups is {problem.groups}, of {problem.cg} and {problem.dg} channels"
+            f"it needs one channel of x a group, or several groups of at most {CUT.most_channels} channels, as many of "
+            f"x as of y, but groups is {problem.groups}, of {problem.cg} and {problem.dg} channels"
         )
 
     def program(self, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
