@@ -14,7 +14,7 @@ PAD1 = ((1, 1), (1, 1))
 #: Channels of x and of y in a group: one and several groups a vector, a part of one, as many in as out or not.
 CHANNELS = ((1, 1), (1, 3), (3, 1), (2, 2), (4, 4), (5, 5), (8, 8), (3, 7), (16, 2), (16, 16), (24, 20), (32, 32))
 CASES = [
-    *(Case(n=1, h=6, w=17, c=5 * cg, d=5 * dg, padding=PAD1, groups=5) for cg, dg in CHANNELS[1::2]),
+    *(Case(n=1, h=6, w=17, c=5 * cg, d=5 * dg, padding=PAD1, groups=5) for cg, dg in CHANNELS if cg in (1, dg)),
     *(Case(n=2, h=9, w=13, c=3 * cg, d=3 * dg, padding=PAD1, stride=(2, 2), groups=3) for cg, dg in ((4, 4), (8, 8))),
     Case(n=2, h=7, w=9, c=12, d=12, kh=1, kw=1, groups=3),
     Case(n=1, h=12, w=20, c=16, d=16, kh=5, kw=4, padding=((3, 2), (1, 4)), dilation=(2, 3), groups=4),

@@ -28,7 +28,7 @@ def test_strips_are_problems_that_cover_the_pass_once(pass_, case, limit):
     for strip in problem.strips(pass_, limit):
         p = strip.problem
         assert min(p.n, p.h, p.oh) >= 1
-        assert min(*p.padding[0]) >= 0
+        assert p.padding[0][0] >= 0  # behind it may be less: rows that y does not read
         assert x[strip.x].shape == p.x_shape
         assert y[strip.y].shape == p.y_shape
         written[strip.x if pass_ == "input_grad" else strip.y] += 1

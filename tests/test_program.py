@@ -244,6 +244,10 @@ def test_equal_parts_are_different_parts():
     assert replace(a) != a
 
 
+def bodies(program):
+    return [s.body for s in program.steps]
+
+
 def test_backward_is_one_program():
     """All gradients in one: dw and db together, then dx; each alone has no more steps than it needs."""
     from nhwconv.planning import Backward
@@ -255,7 +259,7 @@ def test_backward_is_one_program():
     assert_placed_well(whole)
     named = [{p.source for p in s.places} for s in whole.steps]
     assert {"dx", "dw", "db"} <= set().union(*named)
-    assert Backward(w, x, ("dx",)).program(False).steps == x.program().steps
-    assert Backward(w, x, ("dw",)).program(False).steps == w.program().steps
+    assert bodies(Backward(w, x, ("dx",)).program(False)) == bodies(x.program())
+    assert bodies(Backward(w, x, ("dw",)).program(False)) == bodies(w.program())
     alone = Backward(w, x, ("db",)).program(False)
     assert {"dw", "dx", "x", "w"}.isdisjoint(p.source for s in alone.steps for p in s.places)

@@ -235,6 +235,7 @@ def test_a_workspace_that_cannot_be_allocated_leaves_nothing_broken(dtype, pass_
 
     monkeypatch.setattr(arrays, "empty", counted(arrays.empty))
     monkeypatch.setattr(arrays, "scratch", counted(arrays.scratch))
+    monkeypatch.setattr(executor, "STACK", -1)  # small scratch, too
     assert run(case, data, pass_, strategy).tobytes() == expected
     assert made == 2  # the result, and the scratch of the program
     for failing in range(made):

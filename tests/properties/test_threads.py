@@ -137,13 +137,13 @@ def test_set_num_threads_is_respected(monkeypatch):
     import numba
 
     seen = []
-    launch = executor.launch
+    original = executor.run
 
-    def recorded(parallel_form, serial_form, workers, *arguments):
-        seen.append(workers)
-        launch(parallel_form, serial_form, workers, *arguments)
+    def recorded(program, *arguments):
+        seen.append(program.workers)
+        original(program, *arguments)
 
-    monkeypatch.setattr(executor, "launch", recorded)
+    monkeypatch.setattr(executor, "run", recorded)
     before = numba.get_num_threads()
     try:
         for n in range(1, numba.config.NUMBA_NUM_THREADS + 1):
