@@ -42,9 +42,8 @@ def test_patches_and_back(case, dtype):
         channels = slice(g * cg, (g + 1) * cg)
         x = rng.integers(-9, 10, case.x_shape).astype(dtype)
         patches = np.full((pixels, case.kh, case.kw, cg), np.nan, dtype)
-        step = Step(
-            im2col(itemsize), (_patches(problem, case.h, g, False),), case.n * case.y_shape[1], places("x", "y")
-        )
+        geometry = (_patches(problem, case.h, g, False),)
+        step = Step(im2col(itemsize), geometry, case.n * case.y_shape[1], places("x", "y"))
         planning.execute(Program((step,), 3), x=x, y=patches)
         back = np.full(case.x_shape, 77, dtype)
         step = Step(col2im(itemsize), geometry, case.n * case.h, places("y", "dx", "y"))
