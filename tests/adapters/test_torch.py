@@ -14,7 +14,8 @@ from torch import nn
 from torch.nn import functional
 
 import child
-import nhwconv as nc
+from nhwconv.program import ARRAYS
+from nhwconv.runtime import executor
 from nhwconv.torch import Conv2d, conv2d, replace_conv2d, restore_conv2d
 from tolerance import PROMISE
 
@@ -124,21 +125,15 @@ def test_channels_last_tensors_pass_as_they_lie(monkeypatch: pytest.MonkeyPatch)
     x, w, b = (t.detach() for t in tensors(torch.float32))
     x, w = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, w))
     seen: list[int] = []
-    forward, backward = nc.ops.conv2d, nc.ops.conv2d_backward
+    run = executor.run
 
-    def watch(function: Any) -> Any:
-        def watched(*arrays: Any, **options: Any) -> Any:
-            result = function(*arrays, **options)
-            for array in (*arrays, *(result if isinstance(result, tuple) else (result,))):
-                if isinstance(array, np.ndarray):
-                    assert array.flags.c_contiguous
-                    seen.append(array.ctypes.data)
-            return result
+    def watched(program: Any, *operands: int) -> None:
+        *addresses, header = operands
+        assert header == executor.ADDRESSES
+        seen.extend(address for address in addresses if address)
+        run(program, *operands)
 
-        return watched
-
-    monkeypatch.setattr(nc.ops, "conv2d", watch(forward))
-    monkeypatch.setattr(nc.ops, "conv2d_backward", watch(backward))
+    monkeypatch.setattr(executor, "run", watched)
     y = conv2d(x, w, b, padding=1)
     dy = torch.ones_like(y)
     dx, dw = torch.autograd.grad(y, (x, w), dy)
@@ -165,13 +160,15 @@ def test_other_layouts_are_converted_and_inputs_are_left_alone(layout: str) -> N
 
 def test_only_what_is_needed_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    backward = nc.ops.conv2d_backward
+    run = executor.run
 
-    def watch(*arrays: Any, needs: Any, **options: Any) -> Any:
-        asked.append(tuple(needs))
-        return backward(*arrays, needs=needs, **options)
+    def watch(program: Any, *operands: int) -> None:
+        given = dict(zip(ARRAYS, operands, strict=False))
+        if not given["y"]:
+            asked.append(tuple(name for name in ("dx", "dw", "db") if given[name]))
+        run(program, *operands)
 
-    monkeypatch.setattr(nc.ops, "conv2d_backward", watch)
+    monkeypatch.setattr(executor, "run", watch)
     for needed in itertools.product((False, True), repeat=3):
         if any(needed):
             arrays = [a.detach().requires_grad_(n) for a, n in zip(tensors(), needed, strict=True)]
@@ -651,13 +648,13 @@ def test_pytorchs_number_of_threads_holds() -> None:
 import numba, torch
 torch.set_num_threads(2)
 import nhwconv.torch
-from nhwconv import ops
-seen, forward = [], ops.conv2d
-def watched(*a, **k):
-    seen.append(numba.get_num_threads())
-    return forward(*a, **k)
-ops.conv2d = watched
-x, w = torch.ones(1, 4, 8, 8), torch.ones(4, 4, 3, 3)
+from nhwconv.runtime import executor
+seen, run = [], executor.run
+def watched(program, *operands):
+    seen.append(program.workers)
+    return run(program, *operands)
+executor.run = watched
+x, w = torch.ones(4, 16, 32, 32), torch.ones(16, 16, 3, 3)
 assert torch.get_num_threads() == 2, torch.get_num_threads()
 for n in (2, 1, 3, 2):
     torch.set_num_threads(n)
@@ -709,8 +706,14 @@ def use_nhwconv():
     import nhwconv as nc
     nc.conv2d(np.ones((4, 64, 64, 64), np.float32), np.ones((64, 3, 3, 64), np.float32))
 def ticks():
-    tasks = os.listdir("/proc/self/task")
-    return {t: int(open(f"/proc/self/task/{t}/stat").read().rsplit(")")[1].split()[11]) for t in tasks}
+    found = {}
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/stat") as file:
+                found[task] = int(file.read().rsplit(")")[1].split()[11])
+        except (FileNotFoundError, ProcessLookupError):  # it has ended
+            continue
+    return found
 (use_torch if sys.argv[1] == "torch" else use_nhwconv)()
 import nhwconv.torch
 use_torch()

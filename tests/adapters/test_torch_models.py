@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from adapters.models import MODELS, Same, Standardised, Unet, batch, build, gradients, train
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import nhwconv.torch
+from models import MODELS, Same, Standardised, Unet, batch, build, gradients, train
 from nhwconv.torch import Conv2d, _engine, conv2d, replace_conv, replace_conv2d, restore_conv
 
 
@@ -299,20 +299,26 @@ def test_unknown_strategies_are_refused_before_anything_is_changed() -> None:
 def test_a_strategy_reaches_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     import nhwconv as nc
 
-    asked: list[Any] = []
+    asked: set[Any] = set()
+    plan = nc.ops.plan
 
-    def watch(function: Any) -> Any:
-        return lambda *a, strategy, **k: (asked.append(strategy), function(*a, strategy=strategy, **k))[1]
+    def watch(pass_: Any, *arguments: Any, **options: Any) -> Any:
+        if "strategy" in options:
+            asked.add((pass_, options["strategy"]))
+        return plan(pass_, *arguments, **options)
 
-    for name in ("conv2d", "conv2d_backward"):
-        monkeypatch.setattr(nc.ops, name, watch(getattr(nc.ops, name)))
+    monkeypatch.setattr(nc.ops, "plan", watch)
     for strategy in ("im2col", ("tensordot", "loop")):
         model = nn.Sequential(layer(), Standardised(6, 2, 3, dtype=torch.float64))
         replace_conv(model, strategy=strategy)
-        model(images()).sum().backward()
+        expected = {(pass_, strategy) for pass_ in ("forward", "weight_grad", "input_grad")}
+        model(images().requires_grad_()).sum().backward()
+        assert asked == expected
+        asked.clear()
+        _engine._calls.clear()
         torch._dynamo.reset()
-        torch.compile(model, backend="aot_eager")(images()).sum().backward()
-        assert asked == [strategy] * 8
+        torch.compile(model, backend="aot_eager")(images().requires_grad_()).sum().backward()
+        assert asked == expected
         asked.clear()
 
 
