@@ -33,6 +33,8 @@ html_math_renderer = "mathml"
 
 # The reference. Sources are parsed: the site needs neither Numba nor PyTorch, JAX or Dask.
 autoapi_dirs = ["../src/nhwconv"]
+# What is imported inside of functions, or from packages without sources, it cannot follow.
+suppress_warnings = ["autoapi.python_import_resolution"]
 autoapi_generate_api_docs = False
 autosummary_generate = False  # autoapi brings it; pages are Markdown
 autoapi_python_class_content = "class"
