@@ -114,11 +114,13 @@ def correlate_steps(
     block_p = view.fit(block_p)
     blocks = math.ceil(p / block_p)
     depth, tap = problem.kh * problem.kw * spread.cg * lanes, spread.cg * lanes
+    # Past the caches goes what lies at multiples of a vector: every vector of channels has to begin at one.
+    whole = d % lanes == 0 and spread.whole * spread.dg % lanes == 0
     shared: dict[str, SupportsInt] = dict(
         **spread.fields(), **view.fields(block_p), phases=len(phases), n=problem.n, h=h, w=w, c=c,
         w_v=depth + lanes, start=depth, zero=spread.vectors * (depth + lanes), w_k=lanes,
         y_n=out_h * out_w * d, block_p=block_p, blocks=blocks,
-        stream=d % lanes == 0 and problem.n * out_h * out_w * d * itemsize >= machine.STREAM_BYTES,
+        stream=whole and problem.n * out_h * out_w * d * itemsize >= machine.STREAM_BYTES,
         ahead=w * c * phases[0][0].stride // spread.vectors, row=_row(problem.dtype.name, literal),
     )  # fmt: skip
     records = []
