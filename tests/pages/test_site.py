@@ -18,7 +18,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 from playwright.sync_api import Browser
 
-from browser import Visit, chromium
+from browser import Visit
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page.stem for page in (ROOT / "docs").glob("*.md"))
@@ -63,12 +63,6 @@ def address(site: Path) -> Iterator[str]:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture(params=[(PHONE, "light"), (DESK, "dark")], ids=["phone", "dark"])
