@@ -72,7 +72,7 @@ _start_threads()
 class Call:
     """What is known of a convolution before its data."""
 
-    __slots__ = ("_backwards", "_make_backward", "channels_last", "forward", "geometry", "kind", "refused", "shape")
+    __slots__ = ("_backwards", "_make_backward", "direct", "forward", "geometry", "kind", "refused", "shape", "strides")
 
     def __init__(self, x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> None:
         self.kind = options.kind
@@ -96,10 +96,11 @@ class Call:
         self._make_backward = partial(make_backward, *arguments, strategy=options.strategies)
         self._backwards: dict[tuple[str, ...], Backward] = {}
         n, *size, d = self.forward.result_shape
+        result = room_for_result((n, d, *size), gives_channels_last(x, w), device="meta")
         #: The result's.
-        self.shape = n, d, *size
-        #: Whether the result has its channels last.
-        self.channels_last = gives_channels_last(x, w)
+        self.shape, self.strides = result.shape, result.stride()
+        #: Whether the result is written where it is.
+        self.direct = _is_last(result)
 
     def backward(self, needs: tuple[str, ...]) -> Backward:
         """Return the plan of these gradients."""
@@ -214,32 +215,30 @@ def room_for_result(shape: Sequence[Any], channels_last: bool, **options: Any) -
     return torch.empty_strided(shape, (d * length, 1, d), **options)
 
 
-def _flat(t: Tensor) -> Tensor:
-    """Return a tensor of two dimensions, of one row where it has one."""
-    return t if t.dim() != 3 else t.unsqueeze(2)
+def _is_last(t: Tensor) -> bool:
+    """Return whether a tensor lies as nhwconv has it: dense, with its channels last."""
+    return bool(t.is_contiguous(memory_format=_LAST) if t.dim() == 4 else t.transpose(1, 2).is_contiguous())
 
 
 def _converted(t: Tensor) -> Tensor:
-    """Return a tensor in channels_last, which is nhwconv's NHWC: itself where it is."""
-    t = _flat(t)
-    return t if t.is_contiguous(memory_format=_LAST) else t.detach().contiguous(memory_format=_LAST)
+    """Return a tensor that lies so: itself where it does."""
+    if t.dim() == 4:
+        return t if t.is_contiguous(memory_format=_LAST) else t.detach().contiguous(memory_format=_LAST)
+    return t.detach().transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _room(t: Tensor) -> Tensor:
-    """Return memory for a result: the result's own where that is channels_last."""
-    t = _flat(t)
-    return t if t.is_contiguous(memory_format=_LAST) else torch.empty_like(t, memory_format=_LAST)
-
-
-def _fill(t: Tensor | None, room: Tensor | None) -> None:
-    """Copy a result from where it was written, if that is not its own memory."""
-    if t is not None and room is not None and room.data_ptr() != t.data_ptr():
-        _flat(t).copy_(room)
+    """Return memory for a result: the result's own where that lies so."""
+    if _is_last(t):
+        return t
+    if t.dim() == 4:
+        return torch.empty_like(t, memory_format=_LAST)
+    return torch.empty_like(t.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
 def _array(t: Tensor) -> npt.NDArray[Any]:
-    """Return the array that a tensor is: NHWC where it has four axes."""
-    array: npt.NDArray[Any] = (t.permute(0, 2, 3, 1) if t.dim() == 4 else t).numpy(force=True)
+    """Return the array that a tensor is, with its channels last."""
+    array: npt.NDArray[Any] = (t.movedim(1, -1) if t.dim() > 1 else t).numpy(force=True)
     return array
 
 
@@ -261,13 +260,12 @@ def _run(program: Program, names: Sequence[str], *tensors: Tensor | None) -> Non
 def forward(call: Call, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """Return the convolution, in PyTorch's memory format."""
     plan = call.forward
-    y = room_for_result(call.shape, call.channels_last, dtype=x.dtype)
+    y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype)
     if not plan.problem.n:
         return y
-    room, b = _room(y), b if b is None or b.is_contiguous() else b.contiguous()
+    room, b = y if call.direct else _room(y), b if b is None or b.is_contiguous() else b.contiguous()
     _run(plan.program(b is not None, threads=_threads()), plan.operands, _converted(x), _converted(w), b, room)
-    _fill(y, room)
-    return y
+    return y if room is y else y.copy_(room)
 
 
 def backward(
@@ -282,8 +280,9 @@ def backward(
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
     to_dx, to_dw = (None if t is None else _room(t) for t in (dx, dw))
     _run(plan.program(False, _threads()), plan.operands, *map(_converted, (x, w, dy)), to_dx, to_dw, db)
-    _fill(dx, to_dx)
-    _fill(dw, to_dw)
+    for gradient, room in ((dx, to_dx), (dw, to_dw)):
+        if gradient is not None and room is not None and room is not gradient:
+            gradient.copy_(room)
     return dx, dw, db
 
 

@@ -136,7 +136,7 @@ def conv2d(
     >>> nhwconv.torch.conv2d(x, torch.ones(16, 3, 3, 3), padding=1).shape
     torch.Size([8, 16, 28, 28])
     """
-    return _convolve(_CONV2D, (input, weight, bias, stride, padding, dilation, groups), strategy)
+    return _convolve(_CONV2D, strategy, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv1d(
@@ -182,7 +182,7 @@ def conv1d(
     >>> nhwconv.torch.conv1d(torch.ones(8, 16, 100), torch.ones(32, 16, 5), padding="same").shape
     torch.Size([8, 32, 100])
     """
-    return _convolve(_CONV1D, (input, weight, bias, stride, padding, dilation, groups), strategy)
+    return _convolve(_CONV1D, strategy, input, weight, bias, stride, padding, dilation, groups)
 
 
 def conv_transpose2d(
@@ -234,7 +234,7 @@ def conv_transpose2d(
     torch.Size([8, 16, 28, 28])
     """
     return _convolve(
-        _CONV_TRANSPOSE2D, (input, weight, bias, stride, padding, output_padding, groups, dilation), strategy
+        _CONV_TRANSPOSE2D, strategy, input, weight, bias, stride, padding, output_padding, groups, dilation
     )
 
 
@@ -280,7 +280,7 @@ def conv_transpose1d(
     torch.Size([8, 16, 200])
     """
     return _convolve(
-        _CONV_TRANSPOSE1D, (input, weight, bias, stride, padding, output_padding, groups, dilation), strategy
+        _CONV_TRANSPOSE1D, strategy, input, weight, bias, stride, padding, output_padding, groups, dilation
     )
 
 
@@ -290,14 +290,15 @@ for _public in (conv1d, conv2d, conv_transpose1d, conv_transpose2d):
     KINDS[_public.__name__].public = _public
 
 
-def _convolve(kind: Kind, arguments: tuple[Any, ...], strategy: Any) -> Tensor:
+def _convolve(kind: Kind, strategy: Any, input: Any, weight: Any, bias: Any, *given: Any) -> Tensor:
     """Do what PyTorch's function of this kind does with these arguments."""
-    input, weight, bias = arguments[:3]
     compiling = torch.compiler.is_compiling()
     if not compiling and has_torch_function_variadic(input, weight, bias):
-        overridden: Tensor = handle_torch_function(kind.public, arguments[:3], *arguments, strategy=strategy)
+        overridden: Tensor = handle_torch_function(
+            kind.public, (input, weight, bias), input, weight, bias, *given, strategy=strategy
+        )
         return overridden
-    options = (parse if compiling else options_for)(kind, arguments[3:], strategy)
+    options = (parse if compiling else options_for)(kind, given, strategy)
     if torch.is_autocast_enabled("cpu"):
         options = "autocast is on"
     plain = not compiling and _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))
@@ -311,7 +312,7 @@ def _convolve(kind: Kind, arguments: tuple[Any, ...], strategy: Any) -> Tensor:
         return result
     if not compiling:
         _log.debug("%s: PyTorch's own convolution runs", result)
-    return kind.own(*arguments)
+    return kind.own(input, weight, bias, *given)
 
 
 def _eagerly(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor | str:
