@@ -1,14 +1,14 @@
-"""JAX: `conv2d` as in `nhwconv`, NHWC and OHWI, under all of JAX's transformations, on the CPU.
+"""JAX: the convolutions of `nhwconv`, NHWC and OHWI, under all of JAX's transformations, on the CPU.
 
-The three passes are primitives of JAX, each linear in each of its two arguments, and each one's derivatives are the
-other two. So all orders of derivatives, forwards and backwards, come from three lines; a mapped axis joins an axis that
-the arrays have; and all that is specific to a machine is one call (`_call`), which XLA makes with its own buffers.
+In one dimension they are those of images of one row, and transposed ones are input gradients. The three passes are
+primitives of JAX, each linear in each of its two arguments, and each one's derivatives are the other two. So all orders
+of derivatives, forwards and backwards, come from three lines; a mapped axis joins an axis that the arrays have; and all
+that is specific to a machine is one call (`_call`), which XLA makes with its own buffers.
 """
 
 from __future__ import annotations
 
 import ast
-import operator
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -23,26 +23,27 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jax.sharding import NamedSharding, PartitionSpec
 
-from . import checks, ops, xla
-from .checks import no_samples, stand_in, words_of
+from . import checks, one_dimension, ops, transposed, xla
+from .checks import Options, no_samples, stand_in, words_of
+from .layouts import WEIGHTS, Layout
 from .ops import Padding, Size, StrategyName
+from .problem import ConvProblem
 from .runtime import machine
 
-__all__ = ["conv2d"]
+__all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
 
 Array = npt.NDArray[Any]
 
 #: Axes of the arrays of each kind, where g counts groups and the axis behind it one group's channels.
 _AXES = {"x": "nhwgc", "w": "gdklc", "y": "nopgd"}
-_LAYOUTS = {"OHWI": "(D, KH, KW, C)", "HWIO": "(KH, KW, C, D)"}
 
 
 class _Options(NamedTuple):
     """What is known of a call before its arrays: plain values, so that equal calls are one program to JAX."""
 
-    stride: Any
-    padding: Any
-    dilation: Any
+    stride: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+    dilation: tuple[int, int]
     groups: int
     strategy: Any
     threads: int
@@ -63,7 +64,6 @@ _INPUT_GRAD = _Pass("conv2d_input_grad", "y", "w", "x", "input_size")
 _WEIGHT_GRAD = _Pass("conv2d_weight_grad", "x", "y", "w", "kernel_size")
 
 
-@words_of("conv2d")
 def conv2d(
     x: npt.ArrayLike | jax.Array,
     w: npt.ArrayLike | jax.Array,
@@ -118,34 +118,212 @@ def conv2d(
     >>> jax.grad(lambda w: nhwconv.jax.conv2d(x, w).sum())(w).shape
     (16, 3, 3, 3)
     """
+    return _convolve(ops, "conv2d", x, w, b, stride, padding, dilation, groups, strategy, w_layout)
+
+
+def conv1d(
+    x: npt.ArrayLike | jax.Array,
+    w: npt.ArrayLike | jax.Array,
+    b: npt.ArrayLike | jax.Array | None = None,
+    *,
+    stride: int = 1,
+    padding: one_dimension.Padding = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+    w_layout: str = "OHWI",
+) -> jax.Array:
+    """Convolve a batch of sequences with D kernels and add a bias: `conv2d` of images of one row.
+
+    Parameters
+    ----------
+    x : array_like
+        Sequences ``(N, L, C)``.
+    w : array_like
+        Kernels ``(D, K, C/groups)``, or as `w_layout` says.
+    b : array_like, optional
+        Bias ``(D,)``.
+    stride, padding, dilation, groups, strategy
+        As in `nhwconv.conv1d`; static under `jit`. "SAME" and "VALID" are taken as well.
+    w_layout : {"OHWI", "HWIO"}
+        "HWIO" takes kernels ``(K, C/groups, D)``, as Flax has them.
+
+    Returns
+    -------
+    jax.Array
+        ``(N, OL, D)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv1d`, while JAX traces.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, nhwconv.jax
+    >>> nhwconv.jax.conv1d(jnp.ones((8, 100, 3)), jnp.ones((16, 5, 3)), padding="same").shape
+    (8, 100, 16)
+    """
+    return _convolve(one_dimension, "conv1d", x, w, b, stride, padding, dilation, groups, strategy, w_layout)
+
+
+def conv_transpose2d(
+    x: npt.ArrayLike | jax.Array,
+    w: npt.ArrayLike | jax.Array,
+    b: npt.ArrayLike | jax.Array | None = None,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    output_padding: Size | None = None,
+    dilation: Size = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+    w_layout: str = "OHWI",
+) -> jax.Array:
+    """Convolve a batch of images by the transpose of a convolution: its input gradient, with a bias.
+
+    `jax.lax.conv_transpose` computes the same with ``transpose_kernel=True``.
+
+    Parameters
+    ----------
+    x : array_like
+        Images ``(N, H, W, C)``.
+    w : array_like
+        Kernels ``(C, KH, KW, D/groups)``, those of the convolution whose transpose this is, or as `w_layout` says.
+    b : array_like, optional
+        Bias ``(D,)``.
+    stride, padding, output_padding, dilation, groups, strategy
+        As in `nhwconv.conv_transpose2d`; static under `jit`. "SAME" and "VALID" are taken as well.
+    w_layout : {"OHWI", "HWIO"}
+        "HWIO" takes kernels ``(KH, KW, D/groups, C)``, as Keras has them.
+
+    Returns
+    -------
+    jax.Array
+        ``(N, OH, OW, D)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv_transpose2d`, while JAX traces.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, nhwconv.jax
+    >>> nhwconv.jax.conv_transpose2d(jnp.ones((8, 14, 14, 32)), jnp.ones((32, 2, 2, 16)), stride=2).shape
+    (8, 28, 28, 16)
+    """
+    return _convolve(
+        transposed, "conv_transpose2d", x, w, b, stride, padding, dilation, groups, strategy, w_layout, output_padding
+    )
+
+
+def conv_transpose1d(
+    x: npt.ArrayLike | jax.Array,
+    w: npt.ArrayLike | jax.Array,
+    b: npt.ArrayLike | jax.Array | None = None,
+    *,
+    stride: int = 1,
+    padding: one_dimension.Padding = 0,
+    output_padding: int | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+    w_layout: str = "OHWI",
+) -> jax.Array:
+    """Convolve a batch of sequences by the transpose of a convolution: `conv_transpose2d` in one dimension.
+
+    Parameters
+    ----------
+    x : array_like
+        Sequences ``(N, L, C)``.
+    w : array_like
+        Kernels ``(C, K, D/groups)``, or as `w_layout` says.
+    b : array_like, optional
+        Bias ``(D,)``.
+    stride, padding, output_padding, dilation, groups, strategy
+        As in `nhwconv.conv_transpose1d`; static under `jit`. "SAME" and "VALID" are taken as well.
+    w_layout : {"OHWI", "HWIO"}
+        "HWIO" takes kernels ``(K, D/groups, C)``.
+
+    Returns
+    -------
+    jax.Array
+        ``(N, OL, D)``.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv_transpose1d`, while JAX traces.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp, nhwconv.jax
+    >>> nhwconv.jax.conv_transpose1d(jnp.ones((8, 100, 16)), jnp.ones((16, 4, 3)), stride=2, padding=1).shape
+    (8, 200, 3)
+    """
+    return _convolve(
+        one_dimension, "conv_transpose1d", x, w, b, stride, padding, dilation, groups, strategy, w_layout,
+        output_padding,
+    )  # fmt: skip
+
+
+def _convolve(
+    module: Any, name: str, x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    strategy: Any, w_layout: Any, output_padding: Any = None,
+) -> jax.Array:  # fmt: skip
+    """Do what the function of this name does, with JAX's operations."""
+    is_transposed, dimensions = "transpose" in name, int(name[-2])
     x, w = jnp.asarray(x), jnp.asarray(w)
     b = None if b is None else jnp.asarray(b)
-    if w_layout not in _LAYOUTS:
-        checks.fail(f"w_layout is {w_layout!r}, expected {' or '.join(map(repr, _LAYOUTS))}")
-    if x.ndim != 4 or w.ndim != 4:
-        checks.fail(f"x has shape {x.shape} and w {w.shape}, expected (N, H, W, C) and {_LAYOUTS[w_layout]}")
-    if any(map(jax.export.is_symbolic_dim, (*x.shape[1:], *w.shape))):
-        checks.fail(f"x has shape {x.shape} and w {w.shape}; only the number of samples may be symbolic")
-    if w_layout == "HWIO":
-        w = w.transpose(3, 0, 1, 2)
     if isinstance(padding, str) and padding in ("SAME", "VALID"):
         padding = padding.lower()
-    options: dict[str, Any] = {
-        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy,
-    }  # fmt: skip
-    like = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options)
-    plain = _Options(**{name: _plain(value) for name, value in options.items()}, threads=_thread_limit())
-    y = _bind(_FORWARD, x.astype(like.dtype), w.astype(like.dtype), plain, like.shape[1:3])
+    options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    if is_transposed:
+        options["output_padding"] = output_padding
+    with words_of(name):
+        w = _as_nhwconv_has_it(x, w, w_layout, Layout("NHWC", "OHWI", dimensions), is_transposed)
+        # All is checked on a batch of no samples; what is refused is refused here.
+        given = no_samples(x), stand_in(w), None if b is None else stand_in(b)
+        like = getattr(module, name)(*given, **options, strategy=strategy)
+        checked = Options.of(**options, layout=Layout("NHWC", "OHWI", dimensions))
+        make = checks.transposed_problem if is_transposed else checks.forward_problem
+        problem, _ = make(given[0].shape, w.shape, checked, like.dtype)
+    x, w = (a.astype(like.dtype) if dimensions == 2 else a.astype(like.dtype)[:, None] for a in (x, w))
+    y = _transposed(x, w, problem, strategy) if is_transposed else _forward(x, w, problem, strategy)
+    y = y if dimensions == 2 else y[:, 0]
     return y if b is None else y + b.astype(like.dtype)
 
 
-def _plain(value: Any) -> Any:
-    """Return an option, which was checked, in texts, tuples and integers of Python's own."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
-    return tuple(map(_plain, value)) if isinstance(value, tuple | list) else operator.index(value)
+def _as_nhwconv_has_it(x: Any, w: Any, w_layout: Any, layout: Layout, is_transposed: bool) -> Any:
+    """Return weights as OHWI has them, where they and x have an axis for everything."""
+    if w_layout not in WEIGHTS:
+        checks.fail(f"w_layout is {w_layout!r}, expected {' or '.join(map(repr, WEIGHTS))}")
+    if layout.rank(x.shape) != 4 or layout.rank(w.shape) != 4:
+        letters = layout._replace(weights=w_layout).letters("w", 4, is_transposed)
+        checks.fail(f"x has shape {x.shape} and w {w.shape}, expected {layout.letters('x', 4)} and {letters}")
+    if any(map(jax.export.is_symbolic_dim, (*x.shape[1:], *w.shape))):
+        checks.fail(f"x has shape {x.shape} and w {w.shape}; only the number of samples may be symbolic")
+    return jnp.moveaxis(w, -1, 0) if w_layout == "HWIO" else w
+
+
+def _forward(x: Any, w: Any, problem: ConvProblem, strategy: Any) -> Any:
+    return _bind(_FORWARD, x, w, _options(problem, problem.padding, strategy), (problem.oh, problem.ow))
+
+
+def _transposed(x: Any, w: Any, problem: ConvProblem, strategy: Any) -> Any:
+    """Return an input gradient. What the convolution does not read at the end of its input is zero."""
+    unread = [max(0, -after) for _, after in problem.padding]
+    rows, columns = ((before, max(0, after)) for before, after in problem.padding)
+    size = problem.h - unread[0], problem.w - unread[1]
+    y = _bind(_INPUT_GRAD, x, w, _options(problem, (rows, columns), strategy), size)
+    return jnp.pad(y, ((0, 0), (0, unread[0]), (0, unread[1]), (0, 0))) if any(unread) else y
+
+
+def _options(problem: ConvProblem, padding: Any, strategy: Any) -> _Options:
+    """Return what all passes of a call are told."""
+    names = strategy if isinstance(strategy, str) else tuple(strategy)
+    return _Options(problem.stride, padding, problem.dilation, problem.groups, names, _thread_limit())
 
 
 def _thread_limit() -> int:

@@ -22,7 +22,7 @@ import nhwconv as nc
 import nhwconv.jax
 from cases import Case, Data, draw_data
 from nhwconv import xla
-from nhwconv.jax import conv2d
+from nhwconv.jax import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 
 ROOT = Path(__file__).parents[2]
 CASES = [
@@ -258,6 +258,111 @@ def test_no_samples() -> None:
     assert (dw == 0).all()
 
 
+# ------------------------------------------------------------------------------------------ other names
+
+
+def own_transposed(x: jax.Array, w: jax.Array, b: jax.Array, case: Case, size: tuple[int, int]) -> jax.Array:
+    """JAX's own gradient of its own convolution."""
+    like = jnp.zeros((len(x), *size, case.c), x.dtype)
+    return b + jax.vjp(lambda like: own(like, w, jnp.zeros(case.d), case), like)[1](x)[0]
+
+
+def derivatives(function: Any, *arrays: jax.Array) -> Any:
+    """Return derivatives in both modes, second ones, and of mapped axes."""
+
+    def loss(*arrays: jax.Array) -> jax.Array:
+        return jnp.sin(function(*arrays)).sum()
+
+    x, w, b = arrays
+    return (
+        jax.jit(function)(*arrays),
+        jax.grad(loss, (0, 1, 2))(*arrays),
+        jax.jvp(function, arrays, tuple(map(jnp.cos, arrays))),
+        jax.linearize(function, *arrays)[1](*arrays),
+        jax.grad(lambda w: (jax.grad(loss)(x, w, b) ** 2).sum())(w),
+        jax.vmap(function, (0, None, None))(jnp.stack([x, 2 * x]), w, b),
+        jax.vmap(function, (None, 1, None), 1)(x, jnp.stack([w, 2 * w], 1), b),
+        jax.vmap(jax.grad(loss, (0, 1, 2)), (0, 0, None))(jnp.stack([x, 2 * x]), jnp.stack([w, 2 * w]), b),
+    )
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_transposed_convolutions_are_input_gradients(case: Case) -> None:
+    dy, w, _, x = arrays(case)  # of the convolution: x is its output here
+    x, b = own(dy, w, jnp.zeros(case.d), case), jnp.linspace(-1, 1, case.c)
+    reach = [(k - 1) * d + 1 for k, d in zip((case.kh, case.kw), case.dilation, strict=True)]
+    least = [
+        (n - 1) * s + r - sum(p) for n, s, r, p in zip(x.shape[1:3], case.stride, reach, case.padding, strict=True)
+    ]
+    more = case.h - least[0], case.w - least[1]
+
+    def ours(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+        return conv_transpose2d(x, w, b, **case.options, output_padding=more)
+
+    close(derivatives(ours, x, w, b), derivatives(lambda *a: own_transposed(*a, case, (case.h, case.w)), x, w, b))
+    close(ours(x, w, b), jnp.asarray(nc.conv_transpose2d(x, w, b, **case.options, output_padding=more)))
+    flax = conv_transpose2d(x, jnp.moveaxis(w, 0, -1), b, **case.options, output_padding=more, w_layout="HWIO")
+    close(flax, ours(x, w, b))
+
+
+@pytest.mark.parametrize("padding", ["SAME", "VALID"])
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_transposed_convolutions_are_jaxs(stride: int, padding: str) -> None:
+    x, w = jax.random.normal(jax.random.key(0), (2, 5, 4, 3)), jax.random.normal(jax.random.key(1), (3, 2, 4, 3))
+    expected = jax.lax.conv_transpose(
+        x, w, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), transpose_kernel=True
+    )
+    close(conv_transpose2d(x, w, stride=stride, padding=padding, w_layout="HWIO"), expected)
+    along = jax.lax.conv_transpose(
+        x[:, 0], w[0], (stride,), padding, dimension_numbers=("NHC", "HIO", "NHC"), transpose_kernel=True
+    )
+    close(conv_transpose1d(x[:, 0], w[0], stride=stride, padding=padding, w_layout="HWIO"), along)
+
+
+def test_outputs_that_no_kernel_reaches() -> None:
+    """As many as the dilation has, which the convolution whose transpose it is does not read."""
+    x, w, b = jnp.ones((2, 3, 4, 2)), jnp.ones((2, 1, 1, 3)), jnp.ones(3)
+    options = {"stride": (3, 1), "dilation": (1, 3), "output_padding": 2}
+    y, pull = jax.vjp(lambda x: conv_transpose2d(x, w, b, **options), x)
+    close(y, jnp.asarray(nc.conv_transpose2d(x, w, b, **options)))
+    close(pull(y)[0], jnp.asarray(nc.conv_transpose2d_backward(x, w, y, **options).dx))
+
+
+@pytest.mark.parametrize("function", [conv1d, conv_transpose1d])
+def test_one_dimension_is_one_row(function: Any) -> None:
+    two = {conv1d: conv2d, conv_transpose1d: conv_transpose2d}[function]
+    x, b = jax.random.normal(jax.random.key(0), (2, 9, 4)), jnp.ones(6)
+    w = jax.random.normal(jax.random.key(1), (6, 3, 2) if function is conv1d else (4, 3, 3))
+
+    def of_rows(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+        y = two(x[:, None], w[:, None], b, stride=(1, 2), padding=((0, 0), (2, 1)), dilation=(1, 2), groups=2)
+        return y[:, 0]
+
+    def ours(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
+        return function(x, w, b, stride=2, padding=(2, 1), dilation=2, groups=2)
+
+    close(derivatives(ours, x, w, b), derivatives(of_rows, x, w, b))
+    flax = function(x, jnp.moveaxis(w, 0, -1), b, stride=2, padding=(2, 1), dilation=2, groups=2, w_layout="HWIO")
+    close(flax, ours(x, w, b))
+    same = function(x, w, padding="SAME", groups=2)
+    assert same.shape == (2, 9, 6)
+
+
+def test_errors_are_in_the_words_of_each_function() -> None:
+    x, w = jnp.ones((1, 5, 3)), jnp.ones((4, 3, 2))
+    for function, message in (
+        (lambda: jax.jit(conv1d)(x, w), r"conv1d: w has 2 input channels per group, but x has 3 channels in 1 group"),
+        (lambda: conv1d(x[0], w), r"conv1d: x has shape \(5, 3\) and w \(4, 3, 2\), expected \(N, L, C\) and \(D, K, "),
+        (lambda: conv_transpose1d(x, w), r"conv_transpose1d: w has 4 input channels, but x has 3"),
+        (lambda: conv_transpose2d(x, w, w_layout="HWIO"),
+         r"conv_transpose2d: x has shape .* expected \(N, H, W, C\) and \(KH, KW, D/groups, C\)"),
+        (lambda: conv_transpose2d(x[None], w[None]), r"conv_transpose2d: w has 1 input channels, but x has 3"),
+        (lambda: conv_transpose1d(x, w[:3], output_padding=1), r"conv_transpose1d: output_padding is 1, expected less"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"^{message}"):
+            function()
+
+
 # --------------------------------------------------------------------------------------------- programs
 
 
@@ -354,7 +459,7 @@ import sys, jax, jax.numpy as jnp
 jax.config.update("jax_compilation_cache_dir", sys.argv[1])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-from nhwconv.jax import conv2d
+from nhwconv.jax import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 x, w = jnp.ones((2, 5, 5, 3)), jnp.ones((4, 3, 3, 3))
 hits = []
 jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
@@ -458,7 +563,7 @@ def ends(code: str, devices: int = 1, timeout: float = 120) -> str:
 def test_a_program_that_runs_when_python_ends() -> None:
     code = """
 import jax, jax.numpy as jnp
-from nhwconv.jax import conv2d
+from nhwconv.jax import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 x, w = jnp.ones((16, 128, 128, 16)), jnp.ones((16, 3, 3, 16)) / 144
 @jax.jit
 def step(w):
@@ -542,7 +647,7 @@ else:
 def test_two_threads_loop() -> None:
     code = """
 import threading, jax, jax.numpy as jnp
-from nhwconv.jax import conv2d
+from nhwconv.jax import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 x, w = jnp.ones((4, 128, 128, 16)), jnp.ones((16, 3, 3, 16)) / 144
 step = jax.jit(conv2d)
 ended = []
@@ -564,7 +669,7 @@ def test_two_devices() -> None:
     code = """
 import jax, jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec as P
-from nhwconv.jax import conv2d
+from nhwconv.jax import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 x, w = jnp.ones((16, 64, 64, 16)), jnp.ones((16, 3, 3, 16)) / 144
 mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
 conv = jax.shard_map(conv2d, mesh=mesh, in_specs=(P("i"), P()), out_specs=P("i"))
@@ -585,7 +690,7 @@ import os
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 import jax, jax.numpy as jnp
-from nhwconv.jax import conv2d
+from nhwconv.jax import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 x, w = jnp.ones((16, 128, 128, 16)), jnp.ones((16, 3, 3, 16)) / 144  # 16 MiB
 @jax.jit
 def step(w):
@@ -603,7 +708,7 @@ print(bool(jnp.isfinite(w).all()))
 SETTING = """
 import itertools, jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from nhwconv.jax import conv2d
+from nhwconv.jax import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 
 def own(x, w):
     return jax.lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=("NHWC", "OHWI", "NHWC"))
