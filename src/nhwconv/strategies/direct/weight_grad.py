@@ -78,7 +78,7 @@ class WeightGrad(Gathered):
 def _axes(problem: ConvProblem, rows: Axis, columns: Axis) -> tuple[bool, dict[str, int]]:
     """Return whether x has to be gathered for its borders or groups, and the sizes of what is multiplied."""
     n, h, w, p, q = problem.n, problem.h, problem.w, problem.oh, problem.ow
-    gather = rows.padded or columns.padded or problem.groups > 1
+    gather = rows.padded or columns.padded or (problem.groups > 1 and problem.kh * problem.kw > 1)
     if not gather and problem.kh == problem.kw == 1 and rows.stride == columns.stride == 1:
         # One matrix product over all pixels, in rows of any length that divides them.
         pixels = n * p * q

@@ -25,7 +25,7 @@ from .constants import CUT
 from .lanes import Lanes, Spread, vector
 from .padded import Rows, View, left_behind, source_of_rows
 from .price import price
-from .rows import Literal, RowEmitter, literal_of
+from .rows import Care, Literal, RowEmitter, literal_of
 
 __all__ = ["Correlate", "correlate", "correlate_steps"]
 
@@ -200,11 +200,11 @@ class _RowOfOutputs:
         self.rows.each_tile(value["q"], reach, self._tile)
         builder.ret_void()
 
-    def _tile(self, pixel, column, pixels, careful):
+    def _tile(self, pixel, column, pixels, care):
         """Emit a tile of so many pixels, from an output on whose first column is `column`."""
         builder, value = self.builder, self.value
         self.sums = [cgutils.alloca_once_value(builder, self.first_sum) for _ in range(pixels)]
-        self.column, self.pixels, self.careful = column, pixels, careful
+        self.column, self.pixels, self.care = column, pixels, care
         x = builder.gep(value["x"], [builder.mul(column, value["pixel"])])
         self.rows.prefetch(value["ahead"], pixel, pixels)
         with cgutils.for_range(builder, value["rows"]) as row:
@@ -241,7 +241,7 @@ class _RowOfOutputs:
             for i, s in pairs:
                 builder.store(emit.multiply_add(vector, tap[s], builder.load(sums[i])), sums[i])
 
-        self.rows.each_column(x, column, self.pixels, count, self.careful, add)
+        self.rows.each_column(x, column, self.pixels, count, self.care, add)
 
     def _store(self, pixel):
         """Write the sums, past the caches where that is asked for."""
@@ -256,7 +256,7 @@ class _RowOfOutputs:
             for place, s in outputs:
                 by(builder.load(s), place)
 
-        if self.careful:
+        if self.care == Care.ELEMENTS:
             store(masked)
             return
         with builder.if_else(self.rows.full) as (full, partial):
