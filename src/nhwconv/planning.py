@@ -77,16 +77,16 @@ class Plan:
         return {}
 
     @cached_property
-    def _small(self) -> bool:
-        """Whether one thread does it sooner than several are started."""
-        return self.problem.flops < machine.SERIAL_FLOPS
+    def cost(self) -> float:
+        """The predicted cycles of one core."""
+        return dict(self.costs).get(self.strategy, math.inf)
 
     def program(self, bias: bool = False, accumulate: bool = False, threads: int = 0) -> Program:
         """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there.
 
         On so many threads at most, where they are worth it; 0 for as many as Numba uses.
         """
-        wanted = bias, accumulate, 1 if self._small else threads or machine.threads()
+        wanted = bias, accumulate, _workers(self.cost, threads)
         found = self._programs.get(wanted)
         if found is None:
             program = self.of_images_as_they_are(Wanted(*wanted))
@@ -309,9 +309,14 @@ class Backward:
         else:
             executor.run_calls(program, _named(zip(_BACKWARD, (x, w, dy, dx, dw, db), strict=True)))
 
+    @cached_property
+    def _cost(self) -> float:
+        passes = {"dw": self.weight_grad, "dx": self.input_grad}
+        return sum(plan.cost for name, plan in passes.items() if name in self.needs)
+
     def program(self, accumulate: bool, threads: int = 0) -> Program:
         """Return what runs, on so many threads at most; 0 for as many as Numba uses."""
-        workers = 1 if self.weight_grad._small else threads or machine.threads()
+        workers = _workers(self._cost, threads)
         found = self._programs.get((accumulate, workers))
         if found is None:
             program = Program.joined(self._parts(accumulate, workers))
@@ -328,6 +333,11 @@ class Backward:
             yield program.moved({"dy": Place("x")}) if self.transposed else program
         if "dx" in self.needs:
             yield self.input_grad.of_images_as_they_are(Wanted(workers=workers))
+
+
+def _workers(cycles: float, threads: int) -> int:
+    """Return how many threads run a program: one where that is done sooner than several are started."""
+    return 1 if cycles < machine.SERIAL_CYCLES else threads or machine.threads()
 
 
 def _with_images(program: Program, problem: ConvProblem, layout: Layout) -> Program:
