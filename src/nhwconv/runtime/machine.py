@@ -21,6 +21,7 @@ from numba.np.ufunc import parallel
 
 __all__ = [
     "BYTES_A_CYCLE",
+    "LINE",
     "STREAM_BYTES",
     "at_most_threads",
     "cpu_model",
@@ -33,6 +34,8 @@ __all__ = [
     "vector_bytes",
 ]
 
+#: Bytes of a cache line.
+LINE = 64
 #: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
 STREAM_BYTES = 16 * 2**20
 #: Bytes that one core moves between memory and registers in a cycle, for predictions.

@@ -114,8 +114,8 @@ def correlate_steps(
     block_p = view.fit(block_p)
     blocks = math.ceil(p / block_p)
     depth, tap = problem.kh * problem.kw * spread.cg * lanes, spread.cg * lanes
-    # Past the caches goes what lies at multiples of a vector: every vector of channels has to begin at one.
-    whole = d % lanes == 0 and spread.whole * spread.dg % lanes == 0
+    # Past the caches goes what fills cache lines: every vector of channels is one, and begins at one.
+    whole = machine.vector_bytes() == machine.LINE and d % lanes == 0 and spread.whole * spread.dg % lanes == 0
     shared: dict[str, SupportsInt] = dict(
         **spread.fields(), **view.fields(block_p), phases=len(phases), n=problem.n, h=h, w=w, c=c,
         w_v=depth + lanes, start=depth, zero=spread.vectors * (depth + lanes), w_k=lanes,
