@@ -25,7 +25,7 @@ from .constants import CUT
 from .lanes import Lanes, Spread, vector
 from .padded import Rows, View, left_behind, source_of_rows
 from .price import price
-from .rows import Care, Literal, RowEmitter, literal_of
+from .rows import Care, Literal, RowEmitter, literal_of, tiles
 
 __all__ = ["Correlate", "correlate", "correlate_steps"]
 
@@ -138,7 +138,7 @@ def correlate_steps(
         )  # fmt: skip
     scratch = Part(records[0].scratch * itemsize * workers, "padded rows of x")
     operands = places("dy" if backward else "x", packed, "dx" if backward else "y", scratch)
-    cycles = price(problem, spread, literal, CUT.product)
+    cycles = price(problem, spread, literal, tiles(), CUT.product)
     return [pack, Step(correlate(lanes, itemsize), tuple(records), problem.n * blocks, operands, cycles)]
 
 
@@ -197,7 +197,7 @@ class _RowOfOutputs:
             value["cg"] = i64(1)
         self.first_sum = self.emitter.load(value["start"])
         reach = builder.mul(builder.sub(value["Q"], i64(1)), self.dilation)
-        self.rows.each_tile(value["q"], reach, self._tile)
+        self.rows.each_tile(value["q"], reach, tiles(), self._tile)
         builder.ret_void()
 
     def _tile(self, pixel, column, pixels, care):

@@ -22,7 +22,7 @@ from ...codegen.simd import I64, SCALARS, Emitter, i64
 from ...runtime import machine
 from .lanes import Pattern
 
-__all__ = ["Care", "Literal", "RowEmitter", "columns", "literal_of", "sum_rows", "tiles"]
+__all__ = ["Care", "Literal", "RowEmitter", "columns", "literal_of", "sum_rows", "sum_tiles", "tiles"]
 
 #: Kernel sizes whose rows of taps are unrolled whole, or in the two phases of stride 2; others are chunks of 2 and 1.
 UNROLLED = (3, 5, 7)
@@ -77,10 +77,15 @@ def tiles() -> tuple[int, ...]:
     return (14, 7, 4, 2, 1) if machine.registers() == 32 else (7, 4, 2, 1)
 
 
+def sum_tiles() -> tuple[int, ...]:
+    """Return the same for a weight gradient, whose registers hold dy and sums: nine of 16 for a kernel of 3x3."""
+    return tiles() if machine.registers() == 32 else (4, 2, 1)
+
+
 def sum_rows(taps: int) -> int:
     """Return how many rows of so many taps have their sums in registers at a time in the weight gradient."""
-    # Of 32 registers, 14 hold dy; of 16, 7. Kernels of three rows are the common case: no sums idle there.
-    return max(1, min(3, (15 if machine.registers() == 32 else 7) // taps))
+    # Beside dy. The more sums, the fewer of them wait for one another; three rows are the common case, and none idles.
+    return max(1, min(3, (15 if machine.registers() == 32 else 10) // taps))
 
 
 def columns(literal: Literal, pixels: int, taps: int) -> list[tuple[int, int, list[tuple[int, int]]]]:
@@ -185,11 +190,11 @@ class RowEmitter:
         for line in range(pixels * lines):
             emit.prefetch(builder.gep(start, [i64(line * emit.lanes)]))
 
-    def each_tile(self, count, reach, body):
+    def each_tile(self, count, reach, sizes, body):
         """Cut `count` pixels into tiles: ``body(pixel, column, P, care)``; `reach` is a pixel's last column."""
         with self.builder.if_else(self.value["plain"]) as (plain, careful):
             with plain:
-                self._each_tile(count, reach, tiles(), body, (Care.NOTHING, Care.COLUMNS))
+                self._each_tile(count, reach, sizes, body, (Care.NOTHING, Care.COLUMNS))
             with careful:
                 self._each_tile(count, reach, (1,), body, (Care.ELEMENTS, Care.ELEMENTS))
 

@@ -28,7 +28,7 @@ from .constants import CUT
 from .lanes import Lanes, Spread, vector
 from .padded import Rows, View, left_behind, source_of_rows
 from .price import price
-from .rows import Care, Literal, RowEmitter, literal_of, sum_rows
+from .rows import Care, Literal, RowEmitter, literal_of, sum_rows, sum_tiles
 
 __all__ = ["WeightGrad", "sum_taps", "weight_grad", "weight_grad_steps"]
 
@@ -111,7 +111,7 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     body, tasks = weight_grad(lanes, itemsize), slices * math.ceil(spread.vectors / block)
     operands = places("x", "dy", parts, sums, zeros, scratch)
     product = CUT.sum if machine.registers() == 32 or problem.cg == 1 else CUT.sum_in_16
-    steps: list[Step] = [Step(body, (g,), tasks, operands, price(problem, spread, literal, product))]
+    steps: list[Step] = [Step(body, (g,), tasks, operands, price(problem, spread, literal, sum_tiles(), product))]
     if wanted.bias:
         steps.append(sum_slices(problem, slices, sums, wanted.accumulate))
     total = SumTaps(
@@ -208,7 +208,7 @@ def _emit_sums(emitted, taps, rows, x, part):
             x_rows = [builder.mul(i64(row), value["x_r"]) for row in range(rows)]
             emitted.each_column(x_tile, column, pixels, taps, care, add, x_rows)
 
-        emitted.each_tile(value["q"], reach, body)
+        emitted.each_tile(value["q"], reach, sum_tiles(), body)
     for r, row in enumerate(sums):
         for s, total in enumerate(row):
             offset = builder.add(builder.mul(i64(r), value["part_r"]), builder.mul(i64(s), value["part_q"]))
