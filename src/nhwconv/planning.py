@@ -163,6 +163,11 @@ class Plan:
         """The shape of what comes out."""
         return self._shapes[3]
 
+    @property
+    def operands(self) -> tuple[str, ...]:
+        """What the program calls the two operands, a bias, and the result."""
+        return _OPERANDS[self.pass_]
+
     def _fits(self, first: Any, second: Any, b: Any) -> bool:
         """Whether these are arrays that can be used as they are."""
         dtype, shapes = self.problem.dtype, self._shapes
@@ -205,8 +210,7 @@ class Plan:
             return
         program = self.program(b is not None, accumulate)
         if not program.native:
-            names = _OPERANDS[self.pass_]
-            executor.run_calls(program, _named(zip(names, (first, second, b, result), strict=True)))
+            executor.run_calls(program, _named(zip(self.operands, (first, second, b, result), strict=True)))
         elif self.pass_ == "forward":
             executor.run(program, id(first), id(second), 0 if b is None else id(b), id(result), 0, 0, 0, 0)
         elif self.pass_ == "weight_grad":
@@ -245,7 +249,7 @@ _OPERANDS: dict[Pass, tuple[str, ...]] = {
 }
 
 
-#: What a program calls the arrays x, w, dy, dx, dw and db of a convolution's gradients, and of a transposed one's.
+#: The arrays x, w, dy, dx, dw and db of a convolution's gradients, and of a transposed one's.
 _BACKWARD = ("x", "w", "dy", "dx", "dw", "db")
 _TRANSPOSED = ("dy", "w", "x", "y", "dw", "db")
 
@@ -274,6 +278,8 @@ class Backward:
         self.problem, self.form = weight_grad.problem, weight_grad.form
         self.x, self.dy = (self.form.y, self.form.x) if transposed else (self.form.x, self.form.y)
         self.shapes: dict[str, Shape] = {"dx": self.x, "dw": self.form.w, "db": self.form.b}
+        #: What the program calls x, w, dy, dx, dw and db.
+        self.operands = _TRANSPOSED if transposed else _BACKWARD
         self._programs: dict[tuple[bool, int], Program] = {}
 
     def fits(self, x: Any, w: Any, dy: Any) -> bool:
@@ -293,7 +299,7 @@ class Backward:
         """Run on arrays that are as programs want them; of the gradients, those that are not needed are None."""
         program = self.program(accumulate)
         if self.transposed:
-            execute(program, **_named(zip(_TRANSPOSED, (x, w, dy, dx, dw, db), strict=True)))
+            execute(program, **_named(zip(self.operands, (x, w, dy, dx, dw, db), strict=True)))
         elif program.native:
             executor.run(
                 program,
@@ -307,7 +313,7 @@ class Backward:
                 0 if db is None else id(db),
             )
         else:
-            executor.run_calls(program, _named(zip(_BACKWARD, (x, w, dy, dx, dw, db), strict=True)))
+            executor.run_calls(program, _named(zip(self.operands, (x, w, dy, dx, dw, db), strict=True)))
 
     @cached_property
     def _cost(self) -> float:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 import child
+import nhwconv.torch
 from nhwconv.program import ARRAYS
 from nhwconv.runtime import executor
 from nhwconv.torch import Conv2d, conv2d, replace_conv2d, restore_conv2d
@@ -348,23 +349,26 @@ def test_views_that_negate() -> None:
     torch.testing.assert_close(conv2d(x, w), functional.conv2d(x, w))
 
 
-def sample_inputs(dtype: torch.dtype) -> Any:
+def sample_inputs(name: str, dtype: torch.dtype) -> Any:
     from torch.testing._internal.common_methods_invocations import op_db
 
-    (info,) = (o for o in op_db if o.name == "nn.functional.conv2d")
-    return info.sample_inputs("cpu", dtype, requires_grad=dtype.is_floating_point), info.error_inputs("cpu")
+    (info,) = (o for o in op_db if o.name == f"nn.functional.{name}")
+    errors = info.error_inputs("cpu") if info.error_inputs_func else ()
+    return info.sample_inputs("cpu", dtype, requires_grad=dtype.is_floating_point), errors
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64], ids=str)
-def test_pytorchs_own_samples(dtype: torch.dtype) -> None:
-    """All that PyTorch tests its convolution with, errors included."""
-    samples, errors = sample_inputs(dtype)
+@pytest.mark.parametrize("name", ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"])
+def test_pytorchs_own_samples(name: str, dtype: torch.dtype) -> None:
+    """All that PyTorch tests its convolutions with, errors included."""
+    samples, errors = sample_inputs(name, dtype)
+    conv, theirs_conv = getattr(nhwconv.torch, name), getattr(functional, name)
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-13, torch.int64: 0}.get(dtype, 1e-2)
     count = 0
     for sample in samples:
         arguments, options = (sample.input, *sample.args), sample.kwargs
-        y, expected = conv2d(*arguments, **options), functional.conv2d(*arguments, **options)
+        y, expected = conv(*arguments, **options), theirs_conv(*arguments, **options)
         assert (y.stride(), y.dtype, y.requires_grad) == (expected.stride(), expected.dtype, expected.requires_grad)
         results = [(y, expected)]
         leaves = [t for t in arguments if isinstance(t, torch.Tensor) and t.requires_grad]
@@ -379,9 +383,9 @@ def test_pytorchs_own_samples(dtype: torch.dtype) -> None:
     for error in errors:
         sample = error.sample_input
         with pytest.raises(error.error_type) as theirs:
-            functional.conv2d(sample.input, *sample.args, **sample.kwargs)
+            theirs_conv(sample.input, *sample.args, **sample.kwargs)
         with pytest.raises(error.error_type) as ours:
-            conv2d(sample.input, *sample.args, **sample.kwargs)
+            conv(sample.input, *sample.args, **sample.kwargs)
         assert str(ours.value) == str(theirs.value)
 
 

@@ -19,7 +19,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nhwconv.torch
 from models import MODELS, Same, Standardised, Unet, batch, build, gradients, train
+from nhwconv import ops, planning
 from nhwconv.torch import Conv2d, _engine, conv2d, replace_conv, replace_conv2d, restore_conv
+
+CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d
 
 
 @pytest.fixture
@@ -51,8 +54,8 @@ def agree(got: Any, expected: Any) -> None:
 def test_networks_compute_and_train_as_before(name: str, channels_last: bool, calls: list[str]) -> None:
     stock, ours = build(name, channels_last), build(name, channels_last)
     names = replace_conv(ours)
-    # Transposed convolutions have no row yet; a layer with another border stays PyTorch's.
-    convolutions = [n for n, m in stock.named_modules() if isinstance(m, nn.Conv2d)]
+    # A layer with another border stays PyTorch's.
+    convolutions = [n for n, m in stock.named_modules() if isinstance(m, CONVOLUTIONS)]
     assert sorted([*names, *names.left]) == sorted(convolutions)
     x, target = batch(channels_last=channels_last)
     for backwards in (1, 2):
@@ -77,7 +80,7 @@ def test_results_and_gradients_lie_in_memory_as_pytorchs(name: str) -> None:
             replace_conv(model)
         strides: list[Any] = []
         for module in model.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, CONVOLUTIONS):
                 module.register_forward_hook(lambda _m, _a, y, strides=strides: strides.append(y.stride()))
         gradients(model, *batch(channels_last=True))
         found.append(strides)
@@ -101,19 +104,20 @@ def test_exported_and_traced_networks_give_the_same(name: str) -> None:
     model = build(name).eval()
     x, _ = batch()
     y = model(x)
-    replace_conv(model)
+    names = replace_conv(model)
     exported = torch.export.export(model, (x,))
     agree(exported.module()(x), y)
-    assert "nhwconv.conv2d" in str(exported.graph)
+    assert str(exported.graph).count("torch.ops.nhwconv.conv") >= len(names)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning)  # of TorchScript as a whole
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # of an output_size, as PyTorch's layers do
         traced = torch.jit.trace(model, x)
         file = io.BytesIO()
         torch.jit.save(traced, file)
         file.seek(0)
         loaded = torch.jit.load(file)
     agree(loaded(2 * x), model(2 * x))
-    assert "nhwconv::conv2d" in str(loaded.inlined_graph)
+    assert str(loaded.inlined_graph).count("nhwconv::conv") >= len(names)
 
 
 @pytest.mark.parametrize("name", ["InPlace", "Residual", "Grouped", "Dense", "Derived"])
@@ -297,25 +301,26 @@ def test_unknown_strategies_are_refused_before_anything_is_changed() -> None:
 
 
 def test_a_strategy_reaches_every_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    import nhwconv as nc
-
     asked: set[Any] = set()
-    plan = nc.ops.plan
+    make_plan = planning.make_plan
 
-    def watch(pass_: Any, *arguments: Any, **options: Any) -> Any:
-        if "strategy" in options:
-            asked.add((pass_, options["strategy"]))
-        return plan(pass_, *arguments, **options)
+    def watch(problem: Any, pass_: Any, chosen: Any, *form: Any) -> Any:
+        if chosen != "auto":  # what shows whether nhwconv does a convolution at all
+            asked.add((pass_, chosen))
+        return make_plan(problem, pass_, chosen, *form)
 
-    monkeypatch.setattr(nc.ops, "plan", watch)
+    monkeypatch.setattr(planning, "make_plan", watch)
     for strategy in ("im2col", ("tensordot", "loop")):
         model = nn.Sequential(layer(), Standardised(6, 2, 3, dtype=torch.float64))
         replace_conv(model, strategy=strategy)
         expected = {(pass_, strategy) for pass_ in ("forward", "weight_grad", "input_grad")}
+        _engine._calls.clear()
+        ops.forget_plans()
         model(images().requires_grad_()).sum().backward()
         assert asked == expected
         asked.clear()
         _engine._calls.clear()
+        ops.forget_plans()
         torch._dynamo.reset()
         torch.compile(model, backend="aot_eager")(images().requires_grad_()).sum().backward()
         assert asked == expected

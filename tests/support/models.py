@@ -1,4 +1,4 @@
-"""About ten small networks as people write them, and their training: what whole-network tests of adapters share."""
+"""A dozen small networks as people write them, and their training: what whole-network tests of adapters share."""
 
 from __future__ import annotations
 
@@ -182,10 +182,46 @@ class Patches(nn.Module):
         return self.head(tokens.mean(1))
 
 
+class Waves(nn.Module):
+    """WaveNet's and a codec's manner: dilated convolutions in one dimension, gates, transposed ones on the way up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.down = nn.Conv1d(3, 8, 1), nn.Conv1d(8, 8, 4, stride=2, padding=1, bias=False)
+        self.dilated, self.depth = nn.Conv1d(8, 16, 3, padding="same", dilation=4), nn.Conv1d(8, 8, 7, groups=8)
+        self.up, self.rise = nn.ConvTranspose1d(8, 8, 4, 2, 1), nn.ConvTranspose1d(8, 4, 3, 2, groups=4, dilation=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(self.embed(x.flatten(2)).relu_())
+        gate, value = self.dilated(x).chunk(2, 1)
+        x = x + value.tanh() * gate.sigmoid()
+        x = self.depth(functional.pad(x, (6, 0)).transpose(1, 2).contiguous().transpose(1, 2))
+        x = self.up(x)
+        x *= 0.5
+        return self.rise(x, output_size=[2 * x.shape[2] + 3 + 1]).logsumexp(2)
+
+
+class Generator(nn.Module):
+    """A GAN's manner: transposed convolutions with normalisation, in groups, to an output of a given size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.first = nn.Conv2d(3, 6, 4, 4), nn.ConvTranspose2d(6, 8, 4, 2, 1, bias=False)
+        self.norm, self.second = nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 3, 2, 1, groups=4)
+        self.image = nn.ConvTranspose2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        code = functional.leaky_relu_(self.encode(x))
+        y = functional.relu_(self.norm(self.first(code)))
+        return self.image(self.second(y, output_size=x.shape[2:]).tanh_()).square().mean((2, 3))
+
+
 #: All take images (N, 3, 12, 12) and give scores (N, 4).
 MODELS: dict[str, Callable[[], nn.Module]] = {
     m.__name__: m
-    for m in (InPlace, Residual, Depthwise, Dense, Unet, Grouped, Shared, Frozen, Derived, Patches)
+    for m in (
+        InPlace, Residual, Depthwise, Dense, Unet, Grouped, Shared, Frozen, Derived, Patches, Waves, Generator,
+    )
 }  # fmt: skip
 
 

@@ -8,35 +8,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numba
+import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import ops, planning
+from .. import checks, ops
 from ..checks import words_of
+from ..layouts import Layout
 from ..planning import Backward, Plan
-from ..problem import Pass
 from ..program import ARRAYS, Program
 from ..runtime import executor, machine
-
-if TYPE_CHECKING:
-    from ._options import Options
+from ._options import Options
 
 __all__ = [
     "Call",
     "backward",
     "call_for",
-    "check_strategy",
     "forward",
     "gives_channels_last",
-    "output_size",
     "pytorchs_backward",
     "pytorchs_forward",
     "refusal",
+    "room_for_result",
 ]
 
 #: Tensors of these dtypes are NumPy arrays that nhwconv takes; NumPy has no bfloat16.
@@ -70,62 +69,71 @@ _start_threads()
 # ------------------------------------------------------------------------------------------------- calls
 
 
-def check_strategy(strategy: Any) -> None:
-    """Raise nhwconv's error where there is no such strategy."""
-    with words_of("conv2d"):
-        planning.strategy_names(strategy)
-
-
 class Call:
     """What is known of a convolution before its data."""
 
-    __slots__ = ("_backwards", "_plans", "channels_last", "geometry", "keywords", "refused", "shape")
+    __slots__ = ("_backwards", "_make_backward", "channels_last", "forward", "geometry", "kind", "refused", "shape")
 
     def __init__(self, x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> None:
+        self.kind = options.kind
         #: Why nhwconv doesn't do this, where it doesn't.
         self.refused: str | None = refusal(x, w, b, options)
         if self.refused is not None:
             return
-        pads = options.pads(w.shape[2:])
         #: The operators' last arguments.
-        self.geometry = options.stride, pads, options.dilation, options.groups, options.strategy
-        #: nhwconv's options.
-        self.keywords: dict[str, Any] = {
-            "stride": options.stride,
-            "padding": (pads[:2], pads[2:]),
-            "dilation": options.dilation,
-            "groups": options.groups,
-        }
-        self.refused = _refused_by_nhwconv(x, w, self.keywords)
-        if self.refused is not None:
+        self.geometry = options.geometry(w.shape[2:])
+        make, make_backward = _PLANS[self.kind.transposed]
+        dtype = np.dtype(str(x.dtype).removeprefix("torch."))
+        try:
+            with words_of(self.kind.name):
+                arguments = _shape(x), _shape(w), dtype, _checked(options, w)
+                make(*arguments, "auto")
+        except ValueError as error:
+            self.refused = str(error)
             return
-        self.keywords["strategy"] = options.strategies
-        #: The plan of each pass; an error here is the strategy's, and the caller's.
-        self._plans: dict[Pass, Plan] = {"forward": _plan("forward", x, w, **self.keywords)}
+        with words_of(self.kind.name):  # an error here is the strategy's, and the caller's
+            self.forward: Plan = make(*arguments, options.strategies)
+        self._make_backward = partial(make_backward, *arguments, strategy=options.strategies)
         self._backwards: dict[tuple[str, ...], Backward] = {}
+        n, *size, d = self.forward.result_shape
         #: The result's.
-        self.shape = (x.shape[0], w.shape[0], *output_size(x, w, options.stride, pads, options.dilation))
-        #: Whether the result is channels_last.
+        self.shape = n, d, *size
+        #: Whether the result has its channels last.
         self.channels_last = gives_channels_last(x, w)
-
-    @property
-    def forward(self) -> Plan:
-        """The plan of the forward pass."""
-        return self._plans["forward"]
 
     def backward(self, needs: tuple[str, ...]) -> Backward:
         """Return the plan of these gradients."""
         found = self._backwards.get(needs)
         if found is None:
-            form, dtype = self.forward.form, self.forward.problem.dtype
-            weight_grad, input_grad = (
-                ops.plan(pass_, form.x, form.w, dtype=dtype, **self.keywords) for pass_ in ("weight_grad", "input_grad")
-            )
-            found = self._backwards[needs] = Backward(weight_grad, input_grad, needs)
+            with words_of(self.kind.name):
+                found = self._backwards[needs] = self._make_backward(needs=needs)
         return found
 
 
-def refusal(x: Any, w: Any, b: Any, options: Options | str) -> str | None:
+#: What makes the plans of a convolution, and of a transposed one: of the forward pass, and of all gradients.
+_PLANS: tuple[tuple[Any, Any], ...] = (
+    (ops.forward_plan, ops.backward_plan),
+    (ops.transposed_plan, ops.transposed_backward_plan),
+)
+
+
+def _shape(t: Tensor) -> tuple[int, ...]:
+    """Return a tensor's shape with its channels last."""
+    first, channels, *size = t.shape
+    return first, *size, channels
+
+
+def _checked(options: Options, w: Tensor) -> checks.Options:
+    """Return the options as nhwconv has them."""
+    pads: Any = options.pads(w.shape[2:])
+    if options.kind.dimensions == 2:
+        pads = pads[:2], pads[2:]
+    more = options.output_padding if options.kind.transposed else None
+    layout = Layout(dimensions=options.kind.dimensions)
+    return checks.Options.of(options.stride, pads, options.dilation, options.groups, layout, more)
+
+
+def refusal(x: Any, w: Any, b: Any, options: Options) -> str | None:
     """Return why PyTorch is asked instead, as far as dtypes, ranks and shapes tell; None if nhwconv may do it."""
     for name, tensor in (("input", x), ("weight", w), ("bias", b)):
         if tensor is None and name == "bias":
@@ -138,44 +146,25 @@ def refusal(x: Any, w: Any, b: Any, options: Options | str) -> str | None:
             return f"{name} is not a dense tensor on the CPU"
         if tensor.dtype not in DTYPES or tensor.dtype != x.dtype:
             return f"{name} has dtype {tensor.dtype}"
-    if isinstance(options, str):
-        return options
-    if x.dim() != 4 or w.dim() != 4 or min(w.shape) < 1:
+    rank = options.kind.dimensions + 2
+    if x.dim() != rank or w.dim() != rank or min(w.shape) < 1:
         return f"input has {x.dim()} axes and weight the shape {tuple(w.shape)}"
-    d, c, kh, kw = w.shape
     groups = options.groups
-    if x.shape[1] != c * groups or d % groups or (b is not None and tuple(b.shape) != (d,)):
+    c, d = options.kind.channels(w.shape, groups)
+    if x.shape[1] != c or w.shape[0] % groups or (b is not None and tuple(b.shape) != (d,)):
         return f"shapes do not go together: {tuple(x.shape)} and {tuple(w.shape)} in {groups} groups"
-    size = output_size(x, w, options.stride, options.pads((kh, kw)), options.dilation)
-    if min(size) < 1:
+    if min(options.output_size(x.shape[2:], w.shape[2:])) < 1:
         return "the kernel is larger than the padded input"
     return None
 
 
-def _refused_by_nhwconv(x: Tensor, w: Tensor, keywords: dict[str, Any]) -> str | None:
-    try:
-        _plan("forward", x, w, **keywords)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _plan(pass_: Pass, x: Tensor, w: Tensor, **options: Any) -> Plan:
-    """Let nhwconv check and plan a problem; nothing is computed."""
-    (n, c, h, width), (d, cg, kh, kw) = x.shape, w.shape
-    return ops.plan(pass_, (n, h, width, c), (d, kh, kw, cg), dtype=str(x.dtype).removeprefix("torch."), **options)
-
-
-def output_size(x: Tensor, w: Tensor, stride: Sequence[int], pads: Sequence[int], dilation: Sequence[int]) -> Any:
-    """Return (OH, OW), below 1 where the kernel is larger than the padded input."""
-    top, bottom, left, right = pads
-    height = x.shape[2] + top + bottom - dilation[0] * (w.shape[2] - 1) - 1
-    width = x.shape[3] + left + right - dilation[1] * (w.shape[3] - 1) - 1
-    return height // stride[0] + 1, width // stride[1] + 1
-
-
 def gives_channels_last(x: Tensor, w: Tensor) -> bool:
-    """Return whether PyTorch's convolution would have a result in channels_last."""
+    """Return whether PyTorch's convolution would have a result with its channels last.
+
+    In one dimension, where it has no name for that, only the weights decide.
+    """
+    if x.dim() == 3:
+        return x.shape[0] > 0 and _is_channels_last(w.unsqueeze(2))
     return x.shape[0] > 0 and (_is_channels_last(x) or _is_channels_last(w))
 
 
@@ -215,14 +204,37 @@ def call_for(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Call:
 _LAST = torch.channels_last
 
 
+def room_for_result(shape: Sequence[Any], channels_last: bool, **options: Any) -> Tensor:
+    """Return memory for a result of this shape."""
+    if not channels_last:
+        return torch.empty(shape, **options)
+    if len(shape) == 4:
+        return torch.empty(shape, memory_format=_LAST, **options)
+    _, d, length = shape
+    return torch.empty_strided(shape, (d * length, 1, d), **options)
+
+
+def _flat(t: Tensor) -> Tensor:
+    """Return a tensor of two dimensions, of one row where it has one."""
+    return t if t.dim() != 3 else t.unsqueeze(2)
+
+
 def _converted(t: Tensor) -> Tensor:
     """Return a tensor in channels_last, which is nhwconv's NHWC: itself where it is."""
+    t = _flat(t)
     return t if t.is_contiguous(memory_format=_LAST) else t.detach().contiguous(memory_format=_LAST)
 
 
 def _room(t: Tensor) -> Tensor:
     """Return memory for a result: the result's own where that is channels_last."""
+    t = _flat(t)
     return t if t.is_contiguous(memory_format=_LAST) else torch.empty_like(t, memory_format=_LAST)
+
+
+def _fill(t: Tensor | None, room: Tensor | None) -> None:
+    """Copy a result from where it was written, if that is not its own memory."""
+    if t is not None and room is not None and room.data_ptr() != t.data_ptr():
+        _flat(t).copy_(room)
 
 
 def _array(t: Tensor) -> npt.NDArray[Any]:
@@ -236,8 +248,9 @@ def _threads() -> int:
     return min(int(torch.get_num_threads()), machine.threads())
 
 
-def _run(program: Program, named: dict[str, Tensor | None]) -> None:
-    """Run a program on tensors by the names of their arrays."""
+def _run(program: Program, names: Sequence[str], *tensors: Tensor | None) -> None:
+    """Run a program on tensors, by the names that its arrays have."""
+    named = dict(zip(names, tensors, strict=True))
     if program.native:
         x, w, b, y, dy, dx, dw, db = (0 if t is None else t.data_ptr() for t in map(named.get, ARRAYS))
         executor.run(program, x, w, b, y, dy, dx, dw, db, executor.ADDRESSES)
@@ -248,14 +261,13 @@ def _run(program: Program, named: dict[str, Tensor | None]) -> None:
 def forward(call: Call, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """Return the convolution, in PyTorch's memory format."""
     plan = call.forward
-    y = torch.empty(call.shape, dtype=x.dtype, memory_format=_LAST if call.channels_last else torch.contiguous_format)
+    y = room_for_result(call.shape, call.channels_last, dtype=x.dtype)
     if not plan.problem.n:
         return y
-    room, x, w = _room(y), _converted(x), _converted(w)
-    b = b if b is None or b.is_contiguous() else b.contiguous()
-    program = plan.program(b is not None, threads=_threads())
-    _run(program, {"x": x, "w": w, "b": b, "y": room})
-    return y if room is y else y.copy_(room)
+    room, b = _room(y), b if b is None or b.is_contiguous() else b.contiguous()
+    _run(plan.program(b is not None, threads=_threads()), plan.operands, _converted(x), _converted(w), b, room)
+    _fill(y, room)
+    return y
 
 
 def backward(
@@ -264,44 +276,55 @@ def backward(
     """Return the gradients of input, weight and bias, each with its tensor's strides; None where not needed."""
     dx = torch.empty_like(x) if needs[0] else None
     dw = torch.empty_like(w) if needs[1] else None
-    db = torch.empty(w.shape[0], dtype=w.dtype) if needs[2] else None
+    db = torch.empty(call.shape[1], dtype=w.dtype) if needs[2] else None
     plan = call.backward(tuple(name for name, needed in zip(ops.Gradients._fields, needs, strict=True) if needed))
     if not plan.problem.n:
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
     to_dx, to_dw = (None if t is None else _room(t) for t in (dx, dw))
-    x, w, dy = map(_converted, (x, w, dy))
-    program = plan.program(False, _threads())
-    _run(program, {"x": x, "w": w, "dy": dy, "dx": to_dx, "dw": to_dw, "db": db})
-    for gradient, room in ((dx, to_dx), (dw, to_dw)):
-        if gradient is not None and room is not None and room is not gradient:
-            gradient.copy_(room)
+    _run(plan.program(False, _threads()), plan.operands, *map(_converted, (x, w, dy)), to_dx, to_dw, db)
+    _fill(dx, to_dx)
+    _fill(dw, to_dw)
     return dx, dw, db
 
 
 # ----------------------------------------------------------------------------------- PyTorch's, instead
 
 
-def pytorchs_forward(
-    x: Tensor, w: Tensor, b: Tensor | None, stride: Any, pads: Any, dilation: Any, groups: int
-) -> Tensor:
-    """Return PyTorch's own convolution; its padding may differ before and behind, as (top, bottom, left, right)."""
-    top, bottom, left, right = pads
-    if (top, left) == (bottom, right):
-        return functional.conv2d(x, w, b, stride, (top, left), dilation, groups)
-    return functional.conv2d(functional.pad(x, (left, right, top, bottom)), w, b, stride, 0, dilation, groups)
+def _around(t: Tensor, pads: Sequence[int]) -> Tensor:
+    """Return a tensor with so many zeros around it, before and behind in each dimension."""
+    return functional.pad(t, [n for i in range(len(pads) - 2, -1, -2) for n in pads[i : i + 2]])
+
+
+def _within(t: Tensor, pads: Sequence[int]) -> Tensor:
+    """Undo that."""
+    for i in range(len(pads) // 2):
+        before, behind = pads[2 * i : 2 * i + 2]
+        t = t.narrow(2 + i, before, t.shape[2 + i] - before - behind)
+    return t
+
+
+def pytorchs_forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:
+    """Return PyTorch's own convolution; its padding may differ before and behind."""
+    kind, pads = options.kind, options.pads(w.shape[2:])
+    given = {name: getattr(options, name) for name in kind.arguments} | {"padding": pads[::2]}
+    if pads[::2] == pads[1::2]:
+        return kind.own(x, w, b, **given)
+    given["padding"] = 0
+    return _within(kind.own(x, w, b, **given), pads) if kind.transposed else kind.own(_around(x, pads), w, b, **given)
 
 
 def pytorchs_backward(
-    x: Tensor, w: Tensor, dy: Tensor, needs: Sequence[bool], stride: Any, pads: Any, dilation: Any, groups: int
+    x: Tensor, w: Tensor, dy: Tensor, needs: Sequence[bool], options: Options
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of PyTorch's own convolution."""
-    top, bottom, left, right = pads
-    padded = functional.pad(x, (left, right, top, bottom))
+    kind, pads = options.kind, options.pads(w.shape[2:])
+    around = x if kind.transposed else _around(x, pads)
     dx, dw, db = torch.ops.aten.convolution_backward(
-        dy, padded, w, [w.shape[0]], stride, [0, 0], dilation, False, [0, 0], groups, list(needs)
-    )
-    if dx is not None:
-        dx = dx[:, :, top : top + x.shape[2], left : left + x.shape[3]]
+        _around(dy, pads) if kind.transposed else dy, around, w, [dy.shape[1]], options.stride,
+        [0] * kind.dimensions, options.dilation, kind.transposed, options.output_padding, options.groups, list(needs),
+    )  # fmt: skip
+    if dx is not None and not kind.transposed:
+        dx = _within(dx, pads)
     found = [
         gradient if gradient is None else torch.empty_like(like).copy_(gradient)
         for gradient, like in ((dx, x), (dw, w), (db, db))

@@ -1,4 +1,4 @@
-"""`conv2d` as in `torch.nn.functional`, and the way that a call takes.
+"""The convolutions of `torch.nn.functional`, and the way that a call takes: one for all of them.
 
 - Eager calls, which are most, go to `_engine` through one `torch.autograd.Function`, with as little Python as possible.
 - Where something looks at calls instead of numbers (`_operators` says what), they go through PyTorch's operators.
@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import _C, Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter, functional
+from torch.nn import Parameter
 from torch.nn.utils._expanded_weights import ExpandedWeight
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from . import _engine, _operators
-from ._options import Options, options_for, parse
+from ._options import KINDS, Kind, Options, options_for, parse
 
-__all__ = ["conv2d"]
+__all__ = ["conv1d", "conv2d", "conv_transpose1d", "conv_transpose2d"]
 
 _log = logging.getLogger("nhwconv.torch")
 
@@ -54,7 +54,7 @@ class _Eager(torch.autograd.Function):
         call, input, weight, bias = arguments
         ctx.save_for_backward(input, weight)
         ctx.call = call
-        y: Tensor = _run("nhwconv::conv2d", arguments[1:], _engine.forward, call, input, weight, bias)
+        y: Tensor = _run(call.kind.operator, arguments[1:], _engine.forward, call, input, weight, bias)
         return y
 
     @staticmethod
@@ -65,10 +65,11 @@ class _Eager(torch.autograd.Function):
         # Batched gradients are the only tensors that torch.autograd makes by its older vmap, which nothing else tells.
         batched = _C._functorch.is_legacy_batchedtensor(grad)
         if torch.is_grad_enabled() or batched or not _is_plain(grad) or _is_watched() or torch.compiler.is_compiling():
-            found = _operators.conv2d_backward(grad, input, weight, call.geometry, needs)
+            found = _operators.backward(call.kind, grad, input, weight, call.geometry, needs)
             return None, *(g if needed else None for g, needed in zip(found, needs, strict=True))
         shown = grad, input, weight
-        return None, *_run("nhwconv::conv2d_backward", shown, _engine.backward, call, input, weight, grad, needs)
+        name = call.kind.operator + "_backward"
+        return None, *_run(name, shown, _engine.backward, call, input, weight, grad, needs)
 
 
 #: `Function.apply` without what it does for `torch.func`, whose calls do not come here.
@@ -135,12 +136,168 @@ def conv2d(
     >>> nhwconv.torch.conv2d(x, torch.ones(16, 3, 3, 3), padding=1).shape
     torch.Size([8, 16, 28, 28])
     """
+    return _convolve(_CONV2D, (input, weight, bias, stride, padding, dilation, groups), strategy)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    *,
+    strategy: str | tuple[str, ...] = "auto",
+) -> Tensor:
+    """Convolve a batch of sequences, as `torch.nn.functional.conv1d` does, and `conv2d` images of one row.
+
+    In PyTorch channels come before positions, so `input` is transposed first, unless it is itself a transposed
+    ``(N, L, C)``, and so is the result.
+
+    Parameters
+    ----------
+    input : Tensor
+        Sequences ``(N, C, L)`` or ``(C, L)``.
+    weight : Tensor
+        Kernels ``(D, C/groups, K)``.
+    bias : Tensor, optional
+        ``(D,)``.
+    stride, padding, dilation, groups, strategy
+        As in `conv2d`, for one dimension.
+
+    Returns
+    -------
+    Tensor
+        ``(N, D, OL)`` or ``(D, OL)``.
+
+    Raises
+    ------
+    RuntimeError, TypeError, ValueError
+        As in `conv2d`.
+
+    Examples
+    --------
+    >>> import torch, nhwconv.torch
+    >>> nhwconv.torch.conv1d(torch.ones(8, 16, 100), torch.ones(32, 16, 5), padding="same").shape
+    torch.Size([8, 32, 100])
+    """
+    return _convolve(_CONV1D, (input, weight, bias, stride, padding, dilation, groups), strategy)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    strategy: str | tuple[str, ...] = "auto",
+) -> Tensor:
+    """Convolve a batch of images by the transpose of a convolution, as `torch.nn.functional.conv_transpose2d` does.
+
+    Parameters
+    ----------
+    input : Tensor
+        Images ``(N, C, H, W)`` or ``(C, H, W)``.
+    weight : Tensor
+        Kernels ``(C, D/groups, KH, KW)``: those of the convolution from D to C channels whose transpose this is.
+    bias : Tensor, optional
+        ``(D,)``.
+    stride, dilation : int or pair
+        For rows and columns, of that convolution.
+    padding : int or pair
+        What it pads its input with, and so what is cut off here on each side.
+    output_padding : int or pair
+        More outputs at the end of rows and columns, fewer than the stride or the dilation.
+    groups, strategy
+        As in `conv2d`.
+
+    Returns
+    -------
+    Tensor
+        ``(N, D, OH, OW)`` or ``(D, OH, OW)``, in memory as the result of `conv2d` lies.
+
+    Raises
+    ------
+    RuntimeError, TypeError, ValueError
+        As in `conv2d`.
+
+    Examples
+    --------
+    >>> import torch, nhwconv.torch
+    >>> x = torch.ones(8, 32, 14, 14).to(memory_format=torch.channels_last)
+    >>> nhwconv.torch.conv_transpose2d(x, torch.ones(32, 16, 2, 2), stride=2).shape
+    torch.Size([8, 16, 28, 28])
+    """
+    return _convolve(
+        _CONV_TRANSPOSE2D, (input, weight, bias, stride, padding, output_padding, groups, dilation), strategy
+    )
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+    *,
+    strategy: str | tuple[str, ...] = "auto",
+) -> Tensor:
+    """Convolve a batch of sequences by the transpose of a convolution: `conv_transpose2d` in one dimension.
+
+    Parameters
+    ----------
+    input : Tensor
+        Sequences ``(N, C, L)`` or ``(C, L)``.
+    weight : Tensor
+        Kernels ``(C, D/groups, K)``.
+    bias : Tensor, optional
+        ``(D,)``.
+    stride, padding, output_padding, groups, dilation, strategy
+        As in `conv_transpose2d`, for one dimension.
+
+    Returns
+    -------
+    Tensor
+        ``(N, D, OL)`` or ``(D, OL)``.
+
+    Raises
+    ------
+    RuntimeError, TypeError, ValueError
+        As in `conv2d`.
+
+    Examples
+    --------
+    >>> import torch, nhwconv.torch
+    >>> nhwconv.torch.conv_transpose1d(torch.ones(8, 32, 100), torch.ones(32, 16, 4), stride=2, padding=1).shape
+    torch.Size([8, 16, 200])
+    """
+    return _convolve(
+        _CONV_TRANSPOSE1D, (input, weight, bias, stride, padding, output_padding, groups, dilation), strategy
+    )
+
+
+_CONV1D, _CONV2D = KINDS["conv1d"], KINDS["conv2d"]
+_CONV_TRANSPOSE1D, _CONV_TRANSPOSE2D = KINDS["conv_transpose1d"], KINDS["conv_transpose2d"]
+for _public in (conv1d, conv2d, conv_transpose1d, conv_transpose2d):
+    KINDS[_public.__name__].public = _public
+
+
+def _convolve(kind: Kind, arguments: tuple[Any, ...], strategy: Any) -> Tensor:
+    """Do what PyTorch's function of this kind does with these arguments."""
+    input, weight, bias = arguments[:3]
     compiling = torch.compiler.is_compiling()
     if not compiling and has_torch_function_variadic(input, weight, bias):
-        arguments = input, weight, bias, stride, padding, dilation, groups
-        overridden: Tensor = handle_torch_function(conv2d, arguments[:3], *arguments, strategy=strategy)
+        overridden: Tensor = handle_torch_function(kind.public, arguments[:3], *arguments, strategy=strategy)
         return overridden
-    options = (parse if compiling else options_for)(stride, padding, dilation, groups, strategy)
+    options = (parse if compiling else options_for)(kind, arguments[3:], strategy)
     if torch.is_autocast_enabled("cpu"):
         options = "autocast is on"
     plain = not compiling and _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))
@@ -154,13 +311,12 @@ def conv2d(
         return result
     if not compiling:
         _log.debug("%s: PyTorch's own convolution runs", result)
-    own: Callable[..., Tensor] = functional.conv2d
-    return own(input, weight, bias, stride, padding, dilation, groups)
+    return kind.own(*arguments)
 
 
 def _eagerly(input: Tensor, weight: Tensor, bias: Tensor | None, options: Options) -> Tensor | str:
     """Convolve plain tensors, or return why nhwconv doesn't."""
-    if input.dim() == 3:
+    if input.dim() == options.kind.dimensions + 1:
         found = _eagerly(input[None], weight, bias, options)
         return found if isinstance(found, str) else found[0]
     call = _engine.call_for(input, weight, bias, options)
@@ -170,7 +326,7 @@ def _eagerly(input: Tensor, weight: Tensor, bias: Tensor | None, options: Option
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return _apply(call, input, weight, bias)
-    y: Tensor = _run("nhwconv::conv2d", (input, weight, bias), _engine.forward, call, input, weight, bias)
+    y: Tensor = _run(call.kind.operator, (input, weight, bias), _engine.forward, call, input, weight, bias)
     return y
 
 
@@ -189,29 +345,32 @@ def _unrecorded() -> Iterator[None]:
 
 def _by_operators(input: Any, weight: Any, bias: Any, options: Options) -> Tensor | str:
     """Convolve tensors of any kind by PyTorch's operators, or return why nhwconv doesn't."""
-    if isinstance(input, Tensor) and input.dim() == 3:
+    if isinstance(input, Tensor) and input.dim() == options.kind.dimensions + 1:
         found = _by_operators(input[None], weight, bias, options)
         return found if isinstance(found, str) else found[0]
     with _unrecorded():
         refused = _engine.refusal(input, weight, bias, options)
-        pads = options.pads(weight.shape[2:]) if refused is None else ()
+        geometry = options.geometry(weight.shape[2:]) if refused is None else ()
     if refused is None and not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export():
         refused = "ONNX knows no operator of nhwconv's"
     if refused is not None:
         return refused
-    return _operators.conv2d(
-        input, weight, bias, options.stride, pads, options.dilation, options.groups, options.strategy
-    )
+    return _operators.forward(options.kind, input, weight, bias, geometry)
 
 
 class _PerSample:
-    """What PyTorch's ExpandedWeights, gradients of each sample by tensors of their own class, have for `conv2d`."""
+    """What PyTorch's ExpandedWeights, gradients of each sample by tensors of their own class, have for a function."""
 
-    @staticmethod
-    def apply(names: tuple[str, ...], function: Any, *arguments: Any) -> Tensor:
+    def __init__(self, kind: Kind) -> None:
+        self.own = kind.own
+
+    def apply(self, names: tuple[str, ...], function: Any, *arguments: Any) -> Tensor:
         """Take PyTorch's convolution, whose gradients of each sample they know."""
-        y: Tensor = ExpandedWeight.handled_functions[functional.conv2d].apply((), functional.conv2d, *arguments[:7])
+        known = ExpandedWeight.handled_functions[self.own]
+        y: Tensor = known.apply((), self.own, *arguments[:7])
         return y
 
 
-ExpandedWeight.handled_functions[conv2d] = _PerSample
+for _kind in KINDS.values():
+    if _kind.own in ExpandedWeight.handled_functions:
+        ExpandedWeight.handled_functions[_kind.public] = _PerSample(_kind)

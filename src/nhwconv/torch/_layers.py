@@ -1,4 +1,4 @@
-"""Layers: `Conv2d` as in `torch.nn`, and convolutions of a model made nhwconv's and PyTorch's again.
+"""Layers as in `torch.nn`, and the convolutions of a model made nhwconv's and PyTorch's again.
 
 A layer keeps its identity, parameters and hooks: only its class changes, as `torch.nn.utils.parametrize` does it. What
 becomes of a class is a row of `_TABLE`; what becomes of a class that is derived from one there is `_routed`.
@@ -7,7 +7,6 @@ becomes of a class is a row of `_TABLE`; what becomes of a class that is derived
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any, cast
 
@@ -18,9 +17,20 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from . import _engine
-from ._function import conv2d
+from ._function import conv1d, conv2d, conv_transpose1d, conv_transpose2d
+from ._options import KINDS, check_strategy
 
-__all__ = ["Conv2d", "Replaced", "replace_conv", "replace_conv2d", "restore_conv", "restore_conv2d"]
+__all__ = [
+    "Conv1d",
+    "Conv2d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "Replaced",
+    "replace_conv",
+    "replace_conv2d",
+    "restore_conv",
+    "restore_conv2d",
+]
 
 _log = logging.getLogger("nhwconv.torch")
 
@@ -30,6 +40,11 @@ class _OnNhwconv:
 
     strategy = cast("Any", "auto")  # as in `conv2d`; TorchScript reads annotations, and knows no unions of these
     __jit_unused_properties__ = ("qconfig",)
+
+    def __init__(self, *arguments: Any, strategy: str | tuple[str, ...] = "auto", **options: Any) -> None:
+        check_strategy(strategy, type(self).__name__)
+        super().__init__(*arguments, **options)
+        self.strategy = strategy
 
     @property
     def qconfig(self) -> Any:
@@ -43,7 +58,65 @@ class _OnNhwconv:
         self.__dict__["qconfig"] = value
 
 
-class Conv2d(_OnNhwconv, nn.Conv2d):
+class _Convolution(_OnNhwconv):
+    """What a convolution's forward pass comes to, in Python and in TorchScript, which knows operators alone.
+
+    In TorchScript ``self`` is the scripted layer, which is of no class here.
+    """
+
+    _function: Any
+
+    def _conv_forward(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._scripted(input, weight, bias)
+        else:  # noqa: RET505 - TorchScript compiles what is after an if, and skips an else
+            return self._compute(input, weight, bias)
+
+    def _compute(self: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            if not torch.compiler.is_compiling():
+                _log.debug("padding_mode is %r: PyTorch's own convolution runs", self.padding_mode)
+            y: Tensor = super()._conv_forward(input, weight, bias)  # type: ignore[misc]
+            return y
+        options = self.stride, self.padding, self.dilation, self.groups
+        computed: Tensor = self._function(input, weight, bias, *options, strategy=self.strategy)
+        return computed
+
+
+class Conv1d(_Convolution, nn.Conv1d):
+    """`torch.nn.Conv1d` on `nhwconv.torch.conv1d`: the same arguments, parameters and ``state_dict``.
+
+    Parameters
+    ----------
+    *arguments, **options
+        As in `torch.nn.Conv1d`.
+    strategy : str or tuple of str
+        As in `conv2d`.
+
+    Examples
+    --------
+    >>> import torch, nhwconv.torch
+    >>> layer = nhwconv.torch.Conv1d(3, 16, 5, padding="same")
+    >>> layer(torch.ones(8, 3, 100)).shape
+    torch.Size([8, 16, 100])
+    """
+
+    _function = staticmethod(conv1d)
+
+    def _scripted(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        sequences = input if input.dim() == 3 else input[None]
+        before, behind = 0, 0
+        if self.padding_mode == "zeros":
+            before, behind = self._reversed_padding_repeated_twice
+        else:
+            sequences = functional.pad(sequences, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        y = torch.ops.nhwconv.conv1d(
+            sequences, weight, bias, self.stride, [before, behind], self.dilation, self.groups, self.strategy
+        )
+        return y if input.dim() == 3 else y[0]
+
+
+class Conv2d(_Convolution, nn.Conv2d):
     """`torch.nn.Conv2d` on `nhwconv.torch.conv2d`: the same arguments, parameters and ``state_dict``.
 
     Padding modes other than "zeros" are left to PyTorch. ``.to(memory_format=torch.channels_last)`` on the model saves
@@ -64,19 +137,9 @@ class Conv2d(_OnNhwconv, nn.Conv2d):
     torch.Size([8, 16, 28, 28])
     """
 
-    def __init__(self, *arguments: Any, strategy: str | tuple[str, ...] = "auto", **options: Any) -> None:
-        _engine.check_strategy(strategy)
-        super().__init__(*arguments, **options)
-        self.strategy = strategy
-
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if torch.jit.is_scripting():
-            return self._scripted(input, weight, bias)
-        else:  # noqa: RET505 - TorchScript compiles what is after an if, and skips an else
-            return self._compute(input, weight, bias)
+    _function = staticmethod(conv2d)
 
     def _scripted(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Do it in TorchScript, which knows operators alone."""
         images = input if input.dim() == 4 else input[None]
         left, right, top, bottom = 0, 0, 0, 0
         if self.padding_mode == "zeros":
@@ -88,19 +151,93 @@ class Conv2d(_OnNhwconv, nn.Conv2d):
         )
         return y if input.dim() == 4 else y[0]
 
-    def _compute(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            if not torch.compiler.is_compiling():
-                _log.debug("padding_mode is %r: PyTorch's own convolution runs", self.padding_mode)
-            return super()._conv_forward(input, weight, bias)
-        return conv2d(
-            input, weight, bias, self.stride, self.padding, self.dilation, self.groups, strategy=self.strategy
+
+class _Transposed(_OnNhwconv):
+    """The same for transposed convolutions, which PyTorch writes without a `_conv_forward`."""
+
+    _function: Any
+
+    def forward(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        output_padding = self._output_padding(
+            input, output_size, self.stride, self.padding, self.kernel_size, self.weight.dim() - 2, self.dilation
         )
+        if torch.jit.is_scripting():
+            return self._scripted(input, output_padding)
+        else:  # noqa: RET505 - as above
+            return self._compute(input, output_padding)
+
+    def _compute(self: Any, input: Tensor, output_padding: list[int]) -> Tensor:
+        # While torch.jit.trace watches, sizes that follow from an output_size are tensors.
+        padding = tuple(int(p) if isinstance(p, Tensor) else p for p in output_padding)
+        options = self.stride, self.padding, padding, self.groups, self.dilation
+        y: Tensor = self._function(input, self.weight, self.bias, *options, strategy=self.strategy)
+        return y
+
+
+class ConvTranspose1d(_Transposed, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` on `nhwconv.torch.conv_transpose1d`: the same arguments and ``state_dict``.
+
+    Parameters
+    ----------
+    *arguments, **options
+        As in `torch.nn.ConvTranspose1d`.
+    strategy : str or tuple of str
+        As in `conv2d`.
+
+    Examples
+    --------
+    >>> import torch, nhwconv.torch
+    >>> layer = nhwconv.torch.ConvTranspose1d(16, 3, 4, stride=2, padding=1)
+    >>> layer(torch.ones(8, 16, 100)).shape
+    torch.Size([8, 3, 200])
+    """
+
+    _function = staticmethod(conv_transpose1d)
+
+    def _scripted(self, input: Tensor, output_padding: list[int]) -> Tensor:
+        sequences = input if input.dim() == 3 else input[None]
+        y = torch.ops.nhwconv.conv_transpose1d(
+            sequences, self.weight, self.bias, self.stride, self._reversed_padding_repeated_twice, self.dilation,
+            self.groups, output_padding, self.strategy,
+        )  # fmt: skip
+        return y if input.dim() == 3 else y[0]
+
+
+class ConvTranspose2d(_Transposed, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` on `nhwconv.torch.conv_transpose2d`: the same arguments and ``state_dict``.
+
+    Parameters
+    ----------
+    *arguments, **options
+        As in `torch.nn.ConvTranspose2d`.
+    strategy : str or tuple of str
+        As in `conv2d`.
+
+    Examples
+    --------
+    >>> import torch, nhwconv.torch
+    >>> layer = nhwconv.torch.ConvTranspose2d(16, 3, 3, stride=2, padding=1)
+    >>> layer(torch.ones(8, 16, 14, 14), output_size=(28, 28)).shape
+    torch.Size([8, 3, 28, 28])
+    """
+
+    _function = staticmethod(conv_transpose2d)
+
+    def _scripted(self, input: Tensor, output_padding: list[int]) -> Tensor:
+        images = input if input.dim() == 4 else input[None]
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        y = torch.ops.nhwconv.conv_transpose2d(
+            images, self.weight, self.bias, self.stride, [top, bottom, left, right], self.dilation, self.groups,
+            output_padding, self.strategy,
+        )  # fmt: skip
+        return y if input.dim() == 4 else y[0]
 
 
 #: Which class becomes which. A function of PyTorch's and the one that takes its place in layers of derived classes.
-_TABLE: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: Conv2d}
-_FUNCTIONS: dict[Callable[..., Any], Callable[..., Any]] = {functional.conv2d: conv2d}
+_TABLE: dict[type[nn.Module], type[nn.Module]] = {
+    getattr(nn, ours.__name__): ours for ours in (Conv1d, Conv2d, ConvTranspose1d, ConvTranspose2d)
+}
+_FUNCTIONS = {kind.own: kind.public for kind in KINDS.values()}
 _ORIGINAL = {new: old for old, new in _TABLE.items()}
 
 
@@ -193,7 +330,7 @@ class Replaced(list[str]):
 
 
 def replace_conv(model: nn.Module, *, strategy: str | tuple[str, ...] = "auto") -> Replaced:
-    """Let the convolutions of a model run on nhwconv, in place.
+    """Let the convolutions of a model run on nhwconv, in place: one- and two-dimensional ones, transposed ones too.
 
     A layer keeps its identity, parameters and hooks: only its class changes. Layers of classes that are derived from
     PyTorch's keep what their own code does, whose convolutions then are nhwconv's. Left as they are: layers that are
@@ -228,7 +365,7 @@ def replace_conv(model: nn.Module, *, strategy: str | tuple[str, ...] = "auto") 
     >>> nhwconv.torch.restore_conv(model)
     ['0']
     """
-    return _replace(model, tuple(_TABLE), strategy)
+    return _change(model, tuple(_TABLE), strategy)
 
 
 def restore_conv(model: nn.Module) -> Replaced:
@@ -244,7 +381,7 @@ def restore_conv(model: nn.Module) -> Replaced:
     Replaced
         A list of the names of the layers that were changed.
     """
-    return _restore(model, tuple(_TABLE))
+    return _change(model, tuple(_TABLE), None)
 
 
 def replace_conv2d(model: nn.Module, *, strategy: str | tuple[str, ...] = "auto") -> Replaced:
@@ -271,7 +408,7 @@ def replace_conv2d(model: nn.Module, *, strategy: str | tuple[str, ...] = "auto"
     >>> nhwconv.torch.restore_conv2d(model)
     ['0']
     """
-    return _replace(model, (nn.Conv2d,), strategy)
+    return _change(model, (nn.Conv2d,), strategy)
 
 
 def restore_conv2d(model: nn.Module) -> Replaced:
@@ -287,33 +424,29 @@ def restore_conv2d(model: nn.Module) -> Replaced:
     Replaced
         A list of the names of the layers that were changed.
     """
-    return _restore(model, (nn.Conv2d,))
+    return _change(model, (nn.Conv2d,), None)
 
 
-def _replace(model: nn.Module, kinds: Any, strategy: str | tuple[str, ...]) -> Replaced:
-    _engine.check_strategy(strategy)
+def _change(model: nn.Module, kinds: tuple[Any, ...], strategy: str | tuple[str, ...] | None) -> Replaced:
+    """Let layers of these kinds run on nhwconv with this strategy, or, without one, on PyTorch again."""
+    ours = strategy is not None
+    if ours:
+        check_strategy(strategy)
     changed = Replaced()
-    named: Iterable[tuple[str, Any]] = model.named_modules()
+    named: Any = model.named_modules()
     for name, layer in named:
-        if not isinstance(layer, kinds) or isinstance(layer, _OnNhwconv):
+        if not isinstance(layer, kinds) or isinstance(layer, _OnNhwconv) is ours:
             continue
-        reason = _why_not(layer)
+        reason = _why_not(layer) if ours else None
         if reason is not None:
             changed.left[name] = reason
             continue
-        _change_class(layer, _replaced(_own_class(layer)))
-        layer.strategy = strategy
-        changed.append(name)
-    return changed
-
-
-def _restore(model: nn.Module, kinds: Any) -> Replaced:
-    changed = Replaced()
-    for name, layer in model.named_modules():
-        if isinstance(layer, kinds) and isinstance(layer, _OnNhwconv):
-            _change_class(layer, _restored(_own_class(layer)))
+        _change_class(layer, (_replaced if ours else _restored)(_own_class(layer)))
+        if ours:
+            layer.strategy = strategy
+        else:
             layer.__dict__.pop("strategy", None)
-            changed.append(name)
+        changed.append(name)
     return changed
 
 

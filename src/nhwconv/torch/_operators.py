@@ -1,15 +1,17 @@
-"""The convolution and its gradients as PyTorch's operators: for whatever looks at calls instead of numbers.
+"""Convolutions and their gradients as PyTorch's operators: for whatever looks at calls instead of numbers.
 
 `torch.compile`, `torch.export`, fake tensors, modes, profilers of FLOPs, TorchScript's traces, `torch.func` and
-forward-mode derivatives see ``nhwconv::conv2d`` and ``nhwconv::conv2d_backward``. The gradients of a convolution are
-linear in each of their arguments, and their own gradients are convolutions and gradients of convolutions. So two
-operators that know each other can be differentiated any number of times, in both directions.
+forward-mode derivatives see ``nhwconv::conv2d`` and ``nhwconv::conv2d_backward``, and two of each other kind. The
+gradients of a convolution are linear in each of their arguments, and their own gradients are convolutions and gradients
+of convolutions. So two operators that know each other can be differentiated any number of times, in both directions.
+All of this is the same for every kind.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,61 +21,53 @@ from torch.autograd import forward_ad
 from torch.utils.flop_counter import conv_backward_flop, conv_flop_count, register_flop_formula
 
 from . import _engine
-from ._options import Options, unique
+from ._options import KINDS, Kind, Options, unique
 
-__all__ = ["conv2d", "conv2d_backward"]
+__all__ = ["backward", "forward"]
 
 Gradients = tuple[Tensor, Tensor, Tensor]
 
 _library = torch.library.Library("nhwconv", "DEF")
-_GEOMETRY = "SymInt[2] stride, SymInt[4] padding, SymInt[2] dilation, SymInt groups"
 # What a graph hands to an operator has the strides that it had when the graph was made, which its results depend on.
 _TAGS = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
-_library.define(
-    f"conv2d(Tensor input, Tensor weight, Tensor? bias, {_GEOMETRY}, str strategy='auto') -> Tensor", tags=_TAGS
-)
-_library.define(
-    f"conv2d_backward(Tensor grad, Tensor input, Tensor weight, {_GEOMETRY}, bool[3] needs, str strategy='auto')"
-    " -> (Tensor, Tensor, Tensor)",
-    tags=_TAGS,
-)
-
-#: ``(input, weight, bias, *geometry)``; the geometry is (stride, padding, dilation, groups, strategy).
-conv2d: Callable[..., Tensor] = torch.ops.nhwconv.conv2d.default
 
 
-def conv2d_backward(grad: Any, input: Any, weight: Any, geometry: Sequence[Any], needs: Sequence[bool]) -> Gradients:
+def forward(kind: Kind, input: Any, weight: Any, bias: Any, geometry: Sequence[Any]) -> Tensor:
+    """Convolve. The geometry is (stride, padding, dilation, groups, output_padding if transposed, strategy)."""
+    y: Tensor = getattr(torch.ops.nhwconv, kind.name).default(input, weight, bias, *geometry)
+    return y
+
+
+def backward(
+    kind: Kind, grad: Any, input: Any, weight: Any, geometry: Sequence[Any], needs: Sequence[bool]
+) -> Gradients:
     """Return the gradients of input, weight and bias; an empty tensor where one is not needed."""
     *sizes, strategy = geometry
-    found: Gradients = torch.ops.nhwconv.conv2d_backward.default(grad, input, weight, *sizes, list(needs), strategy)
+    operator = getattr(torch.ops.nhwconv, f"{kind.name}_backward").default
+    found: Gradients = operator(grad, input, weight, *sizes, list(needs), strategy)
     return found
 
 
 # ---------------------------------------------------------------------------------------------- numbers
 
 
-def _call(x: Tensor, w: Tensor, b: Tensor | None, geometry: Sequence[Any]) -> _engine.Call:
-    """Return what is known of a convolution with these last arguments of the operators."""
-    stride, pads, dilation, groups, strategy = geometry
-    return _engine.call_for(x, w, b, unique(Options(tuple(stride), tuple(pads), tuple(dilation), groups, strategy)))
-
-
-def _forward(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    call = _call(input, weight, bias, geometry)
+def _forward(kind: Kind, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    options = unique(Options.of(kind, geometry))
+    call = _engine.call_for(input, weight, bias, options)
     if call.refused is None:
         return _engine.forward(call, input, weight, bias)
-    like = _fake_forward(input, weight, bias, *geometry)
-    return like.copy_(_engine.pytorchs_forward(input, weight, bias, *geometry[:4]))
+    like = _fake_forward(kind, input, weight, bias, *geometry)
+    return like.copy_(_engine.pytorchs_forward(input, weight, bias, options))
 
 
-def _backward(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
+def _backward(kind: Kind, grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
     *sizes, needs, strategy = rest
-    geometry = *sizes, strategy
-    call = _call(input, weight, None, geometry)
+    options = unique(Options.of(kind, (*sizes, strategy)))
+    call = _engine.call_for(input, weight, None, options)
     if call.refused is None:
         found = _engine.backward(call, input, weight, grad, needs)
     else:
-        found = _engine.pytorchs_backward(input, weight, grad, needs, *sizes)
+        found = _engine.pytorchs_backward(input, weight, grad, needs, options)
     dx, dw, db = found
     return (
         input.new_empty(0) if dx is None else dx,
@@ -85,22 +79,26 @@ def _backward(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradie
 # Fake tensors have shapes, dtypes and strides, but no numbers: with them torch.compile traces.
 
 
-def _fake_forward(input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
-    stride, pads, dilation = geometry[:3]
-    size = _engine.output_size(input, weight, stride, pads, dilation)
-    torch._check(size[0] > 0 and size[1] > 0, lambda: "nhwconv::conv2d: the kernel is larger than the padded input")
+def _result_shape(kind: Kind, input: Tensor, weight: Tensor, geometry: Sequence[Any]) -> tuple[Any, ...]:
+    options = Options.of(kind, geometry)
+    _, d = kind.channels(weight.shape, options.groups)
+    return input.shape[0], d, *options.output_size(input.shape[2:], weight.shape[2:])
+
+
+def _fake_forward(kind: Kind, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    shape = _result_shape(kind, input, weight, geometry)
+    for size in shape[2:]:
+        torch._check(size > 0, lambda: f"nhwconv::{kind.name}: the kernel is larger than the padded input")
     channels_last = _engine.gives_channels_last(input, weight)
-    format_ = torch.channels_last if channels_last else torch.contiguous_format
-    shape = (input.shape[0], weight.shape[0], *size)
-    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=format_)
+    return _engine.room_for_result(shape, channels_last, dtype=input.dtype, device=input.device)
 
 
-def _fake_backward(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
-    needs = rest[4]
+def _fake_backward(kind: Kind, grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Gradients:
+    needs = rest[-2]
     return (
         torch.empty_like(input) if needs[0] else input.new_empty(0),
         torch.empty_like(weight) if needs[1] else weight.new_empty(0),
-        grad.new_empty(weight.shape[0]) if needs[2] else grad.new_empty(0),
+        grad.new_empty(grad.shape[1]) if needs[2] else grad.new_empty(0),
     )
 
 
@@ -123,24 +121,30 @@ def _primals(ctx: Any) -> tuple[Tensor, ...]:
     return tuple(forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
 
 
+def _of_channels(t: Tensor, like: Sequence[Any]) -> Tensor:
+    """Return a tensor of one number for each channel as one of this shape."""
+    return t.reshape(-1, *[1] * (len(like) - 2)).expand(like)
+
+
 class _Convolution(torch.autograd.Function):
-    """The derivatives of ``nhwconv::conv2d``."""
+    """The derivatives of a convolution."""
 
     @staticmethod
-    def forward(ctx: Any, mode: bool, *arguments: Any) -> Tensor:
-        input, weight, _, *ctx.geometry = arguments
+    def forward(ctx: Any, kind: Kind, mode: bool, *arguments: Any) -> Tensor:
+        input, weight, bias, *ctx.geometry = arguments
+        ctx.kind = kind
         ctx.save_for_backward(input, weight)
         ctx.save_for_forward(input, weight)
         with _below_autograd(mode):
-            return conv2d(*arguments)
+            return forward(kind, input, weight, bias, ctx.geometry)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        needs = list(ctx.needs_input_grad[1:4])
-        found = conv2d_backward(grads[0], input, weight, ctx.geometry, needs)
+        needs = list(ctx.needs_input_grad[2:5])
+        found = backward(ctx.kind, grads[0], input, weight, ctx.geometry, needs)
         gradients = (g if needed else None for g, needed in zip(found, needs, strict=True))
-        return None, *gradients, None, None, None, None, None
+        return None, None, *gradients, *[None] * len(ctx.geometry)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
@@ -150,47 +154,47 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def _jvp(ctx: Any, *tangents: Any) -> Tensor:
         input, weight = _primals(ctx)
-        to_input, to_weight, to_bias = tangents[1:4]
-        terms = [] if to_input is None else [conv2d(to_input, weight, None, *ctx.geometry)]
+        to_input, to_weight, to_bias = tangents[2:5]
+        terms = [] if to_input is None else [forward(ctx.kind, to_input, weight, None, ctx.geometry)]
         if to_weight is not None:
-            terms.append(conv2d(input, to_weight, None, *ctx.geometry))
+            terms.append(forward(ctx.kind, input, to_weight, None, ctx.geometry))
         if to_bias is not None:
-            shape = _fake_forward(input, weight, None, *ctx.geometry).shape
-            terms.append(to_bias[:, None, None].expand(shape))
+            terms.append(_of_channels(to_bias, _result_shape(ctx.kind, input, weight, ctx.geometry)))
         return sum(terms[1:], terms[0])
 
 
 class _Backward(torch.autograd.Function):
-    """The derivatives of ``nhwconv::conv2d_backward``, which is linear in grad, in input and in weight."""
+    """The derivatives of a convolution's gradients, which are linear in grad, in input and in weight."""
 
     @staticmethod
-    def forward(ctx: Any, mode: bool, *arguments: Any) -> Gradients:
+    def forward(ctx: Any, kind: Kind, mode: bool, *arguments: Any) -> Gradients:
         grad, input, weight, *sizes, ctx.needs, strategy = arguments
-        ctx.geometry = *sizes, strategy
+        ctx.kind, ctx.geometry = kind, (*sizes, strategy)
         ctx.save_for_backward(grad, input, weight)
         ctx.save_for_forward(grad, input, weight)
         ctx.set_materialize_grads(False)  # zeros would be convolved
         with _below_autograd(mode):
-            return conv2d_backward(grad, input, weight, ctx.geometry, ctx.needs)
+            return backward(kind, grad, input, weight, ctx.geometry, ctx.needs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """From gradients with respect to dx, dw and db, return those with respect to grad, input and weight."""
         grad, input, weight = ctx.saved_tensors
+        kind, geometry = ctx.kind, ctx.geometry
         dx, dw, db = (g if needed else None for g, needed in zip(grads, ctx.needs, strict=True))
         to_grad = to_input = to_weight = None
-        if ctx.needs_input_grad[1]:
-            terms = [] if dx is None else [conv2d(dx, weight, None, *ctx.geometry)]
+        if ctx.needs_input_grad[2]:
+            terms = [] if dx is None else [forward(kind, dx, weight, None, geometry)]
             if db is not None:
-                terms.append(db[:, None, None].expand_as(grad))
+                terms.append(_of_channels(db, grad.shape))
             if dw is not None:
-                terms.append(conv2d(input, dw, None, *ctx.geometry))
+                terms.append(forward(kind, input, dw, None, geometry))
             to_grad = sum(terms[1:], terms[0]) if terms else None
-        if ctx.needs_input_grad[2] and dw is not None:
-            to_input = conv2d_backward(grad, input, dw, ctx.geometry, [True, False, False])[0]
-        if ctx.needs_input_grad[3] and dx is not None:
-            to_weight = conv2d_backward(grad, dx, weight, ctx.geometry, [False, True, False])[1]
-        return None, to_grad, to_input, to_weight, None, None, None, None, None, None
+        if ctx.needs_input_grad[3] and dw is not None:
+            to_input = backward(kind, grad, input, dw, geometry, [True, False, False])[0]
+        if ctx.needs_input_grad[4] and dx is not None:
+            to_weight = backward(kind, grad, dx, weight, geometry, [False, True, False])[1]
+        return None, None, to_grad, to_input, to_weight, *[None] * (len(geometry) + 1)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
@@ -200,7 +204,7 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def _jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
         grad, input, weight = _primals(ctx)
-        to_grad, to_input, to_weight = tangents[1:4]
+        to_grad, to_input, to_weight = tangents[2:5]
         needs = ctx.needs
         found: list[list[Tensor]] = [[], [], []]
         for arguments, moved in (
@@ -209,11 +213,11 @@ class _Backward(torch.autograd.Function):
             ((grad, input, to_weight), [needs[0], False, False]),
         ):
             if all(a is not None for a in arguments) and any(moved):
-                results = conv2d_backward(*arguments, ctx.geometry, moved)
+                results = backward(ctx.kind, *arguments, ctx.geometry, moved)
                 for terms, result, has in zip(found, results, moved, strict=True):
                     if has:
                         terms.append(result)
-        likes = input, weight, weight[:, 0, 0, 0]
+        likes = input, weight, grad.new_empty(grad.shape[1])
         return tuple(
             sum(terms[1:], terms[0]) if terms else torch.zeros_like(like) if needed else like.new_empty(0)
             for terms, like, needed in zip(found, likes, needs, strict=True)
@@ -230,40 +234,45 @@ def _front(t: Tensor, dim: int | None, size: int) -> Tensor:
 
 
 def _to_channels(t: Tensor) -> Tensor:
-    """Return (N, B*C, H, W) of (B, N, C, H, W)."""
+    """Return (N, B*C, ...) of (B, N, C, ...)."""
     return t.movedim(0, 1).flatten(1, 2)
 
 
 def _from_channels(t: Tensor, size: int) -> Tensor:
-    """Return (B, N, C, H, W) of (N, B*C, H, W)."""
+    """Return (B, N, C, ...) of (N, B*C, ...)."""
     return t.unflatten(1, (size, -1)).movedim(1, 0)
 
 
-def _vmap_forward(info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Any:
+def _of_groups(geometry: Sequence[Any], size: int) -> tuple[Any, ...]:
+    """Return the geometry of so many convolutions side by side."""
+    stride, pads, dilation, groups, *more = geometry
+    return stride, pads, dilation, groups * size, *more
+
+
+def _vmap_forward(
+    kind: Kind, info: Any, in_dims: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any
+) -> Any:
     size = info.batch_size
-    stride, pads, dilation, groups, strategy = geometry
     if in_dims[1] is None and in_dims[2] is None:
         x = _front(input, in_dims[0], size)
-        return conv2d(x.flatten(0, 1), weight, bias, *geometry).unflatten(0, x.shape[:2]), 0
+        return forward(kind, x.flatten(0, 1), weight, bias, geometry).unflatten(0, x.shape[:2]), 0
     x, w = _front(input, in_dims[0], size), _front(weight, in_dims[1], size)
     b = None if bias is None else _front(bias, in_dims[2], size).flatten()
-    y = conv2d(_to_channels(x), w.flatten(0, 1), b, stride, pads, dilation, groups * size, strategy)
+    y = forward(kind, _to_channels(x), w.flatten(0, 1), b, _of_groups(geometry, size))
     return _from_channels(y, size), 0
 
 
-def _vmap_backward(info: Any, in_dims: Any, grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Any:
+def _vmap_backward(kind: Kind, info: Any, in_dims: Any, grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> Any:
     *sizes, needs, strategy = rest
-    size = info.batch_size
-    stride, pads, dilation, groups = sizes
+    geometry, size = (*sizes, strategy), info.batch_size
     dy, x = _front(grad, in_dims[0], size), _front(input, in_dims[1], size)
     if in_dims[2] is None and not needs[1]:
-        dx = conv2d_backward(dy.flatten(0, 1), x.flatten(0, 1), weight, (*sizes, strategy), [needs[0], False, False])[0]
+        dx = backward(kind, dy.flatten(0, 1), x.flatten(0, 1), weight, geometry, [needs[0], False, False])[0]
         dx = dx.unflatten(0, x.shape[:2]) if needs[0] else dx
-        db = dy.sum((1, 3, 4)) if needs[2] else grad.new_empty(0)
+        db = dy.flatten(3).sum((1, 3)) if needs[2] else grad.new_empty(0)
         return (dx, weight.new_empty(0), db), (0 if needs[0] else None, None, 0 if needs[2] else None)
     w = _front(weight, in_dims[2], size)
-    many = stride, pads, dilation, groups * size, strategy
-    dx, dw, db = conv2d_backward(_to_channels(dy), _to_channels(x), w.flatten(0, 1), many, needs)
+    dx, dw, db = backward(kind, _to_channels(dy), _to_channels(x), w.flatten(0, 1), _of_groups(geometry, size), needs)
     results = (
         _from_channels(dx, size) if needs[0] else dx,
         dw.unflatten(0, (size, -1)) if needs[1] else dw,
@@ -275,37 +284,56 @@ def _vmap_backward(info: Any, in_dims: Any, grad: Tensor, input: Tensor, weight:
 # ------------------------------------------------------------------------------------------------ FLOPs
 
 
-@register_flop_formula(torch.ops.nhwconv.conv2d)
-def _forward_flops(x: Any, w: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    return int(conv_flop_count(x, w, out_shape))
+def _forward_flops(kind: Kind, x: Any, w: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return int(conv_flop_count(x, w, out_shape, kind.transposed))
 
 
-@register_flop_formula(torch.ops.nhwconv.conv2d_backward)
-def _backward_flops(dy: Any, x: Any, w: Any, *rest: Any, out_shape: Any = None, **__: Any) -> int:
-    stride, pads, dilation, groups, needs = rest[:5]
-    sizes = None, stride, pads, dilation, False, None, groups
+def _backward_flops(kind: Kind, dy: Any, x: Any, w: Any, *rest: Any, out_shape: Any = None, **__: Any) -> int:
+    stride, pads, dilation, groups = rest[:4]
+    needs = rest[4 + kind.transposed]
+    sizes = None, stride, pads, dilation, kind.transposed, None, groups
     return int(conv_backward_flop(dy, x, w, *sizes, needs, out_val=out_shape))  # PyTorch's, also in groups
 
 
-def _register(name: str, arguments: int, number: Any, fake: Any, function: Any, vmap: Any) -> None:
-    """Register what an operator does. Its last argument, the strategy, is left out where it is the default."""
+# ------------------------------------------------------------------------------------------ registration
+
+
+def _register(kind: Kind, name: str, schema: str, number: Any, fake: Any, function: Any, vmap: Any, flops: Any) -> None:
+    """Make an operator. Its last argument, the strategy, is left out where it is the default."""
+    _library.define(f"{name}({schema}, str strategy='auto')" + _RESULTS[function], tags=_TAGS)
+    arguments = schema.count(",") + 2
 
     def whole(implementation: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *given: implementation(*given, *["auto"][len(given) - arguments + 1 :])
+        return lambda *given: implementation(kind, *given, *["auto"][len(given) - arguments + 1 :])
 
-    def differentiable(*given: Any) -> Any:
+    def differentiable(kind: Kind, *given: Any) -> Any:
         # Of torch.func's transforms, PyTorch's dispatcher has entered one, and leads to the next one by itself.
         with enable_single_level_autograd_function():
-            return super(torch.autograd.Function, function).apply(torch.is_grad_enabled(), *given)
+            return super(torch.autograd.Function, function).apply(kind, torch.is_grad_enabled(), *given)
 
     operator = f"nhwconv::{name}"
     _library.impl(name, whole(number), "CompositeExplicitAutograd")
     _library.impl(name, whole(differentiable), "Autograd")
     torch.library.register_fake(operator, whole(fake), lib=_library)
     torch.library.register_vmap(
-        operator, lambda info, dims, *given: whole(lambda *all_: vmap(info, dims, *all_))(*given), lib=_library
+        operator,
+        lambda info, dims, *given: whole(lambda kind, *all_: vmap(kind, info, dims, *all_))(*given),
+        lib=_library,
     )
+    register_flop_formula(getattr(torch.ops.nhwconv, name))(partial(flops, kind))
 
 
-_register("conv2d", 8, _forward, _fake_forward, _Convolution, _vmap_forward)
-_register("conv2d_backward", 9, _backward, _fake_backward, _Backward, _vmap_backward)
+_RESULTS: dict[Any, str] = {_Convolution: " -> Tensor", _Backward: " -> (Tensor, Tensor, Tensor)"}
+
+for _kind in KINDS.values():
+    _n = _kind.dimensions
+    _geometry = f"SymInt[{_n}] stride, SymInt[{2 * _n}] padding, SymInt[{_n}] dilation, SymInt groups"
+    _geometry += f", SymInt[{_n}] output_padding" * _kind.transposed
+    _register(
+        _kind, _kind.name, f"Tensor input, Tensor weight, Tensor? bias, {_geometry}",
+        _forward, _fake_forward, _Convolution, _vmap_forward, _forward_flops,
+    )  # fmt: skip
+    _register(
+        _kind, f"{_kind.name}_backward", f"Tensor grad, Tensor input, Tensor weight, {_geometry}, bool[3] needs",
+        _backward, _fake_backward, _Backward, _vmap_backward, _backward_flops,
+    )  # fmt: skip
