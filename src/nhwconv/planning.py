@@ -112,6 +112,22 @@ class Plan:
         """Extra memory of a call, in bytes, with as many threads as there are now."""
         return self.program(self.pass_ == "forward").workspace if self.problem.n else 0
 
+    # ------------------------------------------------------------------------------------ in compiled code
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        """Its type in users' compiled functions, where Numba looks for it."""
+        from .njit import plans  # what few plans need
+
+        return plans.kind_of(self)
+
+    @cached_property
+    def _number(self) -> int:
+        """What it is in users' compiled functions."""
+        from .njit import answers
+
+        return answers.number(self)
+
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # programs are this process's
 
@@ -146,7 +162,9 @@ class Plan:
         """
         if not (out is None and accumulate is False and self._fits(first, second, b)):
             with words_of("plan"):
-                first, second, b, out = self._checked(first, second, b, out, accumulate)
+                inputs = self.check(first, second, b, out, accumulate)
+                first, second, *bias = (checks.prepare(a, self.problem.dtype, a.shape) for a in inputs.values())
+                b = bias[0] if bias else None
         if out is None:
             return self.unchecked(first, second, b)
         self.run(first, second, b, out, accumulate)
@@ -183,8 +201,8 @@ class Plan:
             and (b is None or self.pass_ == "forward")
         )
 
-    def _checked(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> tuple[Any, Any, Any, Any]:
-        """Return the operands as they can be used, or refuse them in words."""
+    def check(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> dict[str, Array]:
+        """Return the operands by their names, or refuse them in words."""
         names = {"forward": ("x", "w"), "weight_grad": ("x", "dy"), "input_grad": ("dy", "w")}[self.pass_]
         if b is not None and self.pass_ != "forward":
             fail(f"b is given, but a {self.pass_} has no bias")
@@ -199,8 +217,7 @@ class Plan:
                 inputs[name] = checks.as_planned(name, value, shape, self.problem.dtype)
         if out is not None:
             checks.as_out("out", out, self._shapes[3], self.problem.dtype, inputs)
-        ready = [checks.prepare(a, self.problem.dtype, a.shape) for a in inputs.values()]
-        return (*ready, *[None] * (3 - len(ready)), out)
+        return inputs
 
     def run(self, first: Array, second: Array, b: Array | None, result: Array, accumulate: bool = False) -> None:
         """Run the pass on arrays that are as programs want them: of the plan's sizes, C-contiguous, aligned."""
