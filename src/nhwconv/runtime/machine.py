@@ -31,7 +31,6 @@ __all__ = [
     "target",
     "threads",
     "vector_bytes",
-    "workers",
 ]
 
 #: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
@@ -108,11 +107,6 @@ def cpu_model() -> str:
 def target() -> tuple[str, ...]:
     """Return the triple, CPU and features that Numba compiles for."""
     return tuple(map(str, cpu_target.target_context.codegen().magic_tuple()))
-
-
-def workers(flops: int) -> int:
-    """Return how many threads are worth their launch for so much work: one, or all that a call uses."""
-    return 1 if flops < SERIAL_FLOPS else threads()
 
 
 def threads() -> int:
