@@ -366,7 +366,7 @@ REFUSED = [
     (refused(X_, W_, accumulate=lambda d: True, out=lambda d: d.dy.copy()), ValueError,
      "plan: accumulate is True, but only a weight_grad is added to what is there, not a forward"),
     (refused(X_, DY_, B_, pass_="weight_grad"), ValueError, "plan: b is given, but a weight_grad has no bias"),
-    (refused(DY_, W_, B_, pass_="input_grad"), ValueError, "plan: b is given, but a input_grad has no bias"),
+    (refused(DY_, W_, B_, pass_="input_grad"), ValueError, "plan: b is given, but an input_grad has no bias"),
     (refused(W_, X_, pass_="weight_grad"), ValueError, "plan: x has shape (10, 3, 3, 3), expected (3, 9, 8, 6)"),
     (refused(X_, X_, pass_="weight_grad"), ValueError, "plan: dy has shape (3, 9, 8, 6), expected (3, 4, 8, 10)"),
     (refused(X_, W_, pass_="input_grad"), ValueError, "plan: dy has shape (3, 9, 8, 6), expected (3, 4, 8, 10)"),

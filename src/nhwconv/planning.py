@@ -205,11 +205,11 @@ class Plan:
         """Return the operands by their names, or refuse them in words."""
         names = {"forward": ("x", "w"), "weight_grad": ("x", "dy"), "input_grad": ("dy", "w")}[self.pass_]
         if b is not None and self.pass_ != "forward":
-            fail(f"b is given, but a {self.pass_} has no bias")
+            fail(f"b is given, but {_a(self.pass_)} has no bias")
         if accumulate is not False:
             checks.check_accumulate(accumulate, out)
             if accumulate and self.pass_ != "weight_grad":
-                fail(f"accumulate is True, but only a weight_grad is added to what is there, not a {self.pass_}")
+                fail(f"accumulate is True, but only a weight_grad is added to what is there, not {_a(self.pass_)}")
         given = dict(zip((*names, "b"), (first, second, b), strict=True))
         inputs: dict[str, Array] = {}
         for (name, value), shape in zip(given.items(), self._shapes[:3], strict=True):
@@ -248,6 +248,11 @@ class Plan:
                 *(f"  refused    {name}: {refusal}" for name, refusal in self.refused),
             )
         )
+
+
+def _a(pass_: Pass) -> str:
+    """Return a pass's name behind its article."""
+    return f"{'an' if pass_.startswith('i') else 'a'} {pass_}"
 
 
 def _layout_lines(layout: Layout) -> tuple[str, ...]:

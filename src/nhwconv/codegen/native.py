@@ -144,6 +144,6 @@ def _compile(name: str, emit: Callable[[ir.Module, str], None]) -> bytes:
     machine = target_machine()
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=1))
     passes.getModulePassManager().run(parsed, passes)
     return bytes(machine.emit_object(parsed))

@@ -28,6 +28,7 @@ from numba import _dynfunc  # type: ignore[attr-defined]
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
@@ -168,8 +169,47 @@ def compiled(py_func: Callable[..., Any], **options: Any) -> Any:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _LinkedIn(Compiler):
-    """Numba's pipeline for functions that are only ever linked into others: no machine code of their own."""
+class _Whole(JITCodeLibrary):
+    """Numba's library of a function's code, which is optimised once, with all that is linked into it.
+
+    Numba does it twice, for the sake of counts of references, and beforehand in each of the parts.
+    """
+
+    def _optimize_final_module(self) -> None:
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
+
+
+class _Part(JITCodeLibrary):
+    """The library of a function that is only ever linked into others: not optimised, and no machine code."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _Pipeline(Compiler):
+    """Numba's pipeline, with a library of one of these kinds."""
+
+    library: type[JITCodeLibrary] = _Whole
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        """Compile."""
+        self.state.library = self.library(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library.enable_object_caching()
+        return super().compile_extra(func)
+
+
+class _LinkedIn(_Pipeline):
+    """Numba's pipeline for functions that are only ever linked into others."""
+
+    library = _Part
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -259,7 +299,7 @@ class Body(_Kept):
         return self._addresses[0] if self._addresses else int(shielded(self._load_once)[0])
 
     def _compile(self) -> tuple[Any, tuple[str, ...]]:
-        code: Any = CFunc(self.py_func, (_SIGNATURE.args, _SIGNATURE.return_type), {}, self.options)
+        code: Any = CFunc(self.py_func, (_SIGNATURE.args, _SIGNATURE.return_type), {}, self.options, _Pipeline)
         code.compile()
         return code._library, (code.native_name,)
 
@@ -293,7 +333,7 @@ class Entry(_Kept):
 
     def _compile(self) -> tuple[Any, tuple[str, ...]]:
         kinds = (types.intp,) * self.py_func.__code__.co_argcount
-        dispatcher: Any = numba.njit(**self.options)(self.py_func)
+        dispatcher: Any = numba.njit(**self.options, pipeline_class=_Pipeline)(self.py_func)
         dispatcher.compile(kinds)
         found = dispatcher.overloads[kinds]
         names = found.fndesc.llvm_cpython_wrapper_name, found.fndesc.llvm_cfunc_wrapper_name

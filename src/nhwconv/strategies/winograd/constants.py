@@ -13,7 +13,7 @@ class Cut:
 
     #: Points of a tile's side that keep rounding errors within the bound: where both sides have taps, so that their
     #: errors multiply, and where the kernel has one row or one column. Nine points round as much as ten.
-    points: tuple[int, ...] = (3, 4, 5, 6, 7)
+    both: tuple[int, ...] = (3, 4, 5, 6, 7)
     alone: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 10)
     #: Outputs of a tile's side that has a single tap, a phase of several: the first that wastes least. They are copied
     #: and multiplied as they are, in fewer and larger tiles.

@@ -96,7 +96,7 @@ def _outputs(taps: list[int], outputs: int, alone: bool) -> int | None:
         sizes = [(m + t - 1) * (1 + CUT.price * (m + t - 1) ** 2) if t > 1 else m for t in taps]
         return math.ceil(outputs / m) * sum(sizes)
 
-    sizes = CUT.alone if alone else CUT.points
+    sizes = CUT.alone if alone else CUT.both
     return min((size - most + 1 for size in sizes if size > most), key=price, default=None)
 
 
