@@ -78,8 +78,7 @@ bench-noise: $(VENV)/with-bench  ## record COMMIT twice, apart, and print thresh
 	$(TIMED) $(BIN)/python tools/noise.py --commit $(COMMIT) $(ARGS)
 
 bench-record: $(VENV)/with-bench  ## record the benchmarks of COMMIT in benchmarks/results, as MACHINE; ARGS goes to asv run
-	$(BIN)/asv machine --yes
-	$(BIN)/asv machine --machine $(MACHINE) --yes
+	$(BIN)/python tools/machine.py $(MACHINE)
 	$(TIMED) $(BIN)/asv run --machine $(MACHINE) --show-stderr $(ARGS) "$(COMMIT)^!"
 
 dashboard: $(VENV)/with-bench  ## publish what is recorded as a dashboard, serve it and print its address
