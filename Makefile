@@ -7,10 +7,13 @@ COMMIT  ?= HEAD
 BENCH   ?= ^(?!.*(cold|networks))
 FACTOR  ?= 1.1
 TABLE   ?= /dev/null
+JOBS    ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
 # OpenBLAS takes another CPU's kernels where this is set, and timings of im2col and tensordot would mean little.
 TIMED   := env -u OPENBLAS_CORETYPE
+# Tests run in JOBS processes, whose idle threads leave the cores to the others.
+PYTEST  := env OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-adapters test-pages nightly soak mutants lint docs report build bench bench-compare \
@@ -24,18 +27,18 @@ demo: $(VENV)/with-compare,examples  ## train on handwritten digits, then compar
 	$(TIMED) $(BIN)/nhwconv compare --workload lenet5 --workload resnet50 --pass weight_grad \
 		--strategies loop,winograd,im2col,tensordot --seconds 0.2
 
-test: $(VENV)/with-test  ## run all tests; ARGS goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/with-test  ## run all tests, in JOBS processes; ARGS goes to pytest
+	$(PYTEST) $(ARGS)
 
 test-adapters: $(VENV)/with-adapters  ## test the adapters for PyTorch, JAX and Dask; none may be skipped
-	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/adapters $(ARGS)
+	$(PYTEST) -o 'norecursedirs=.*' tests/adapters $(ARGS)
 
 test-pages: $(VENV)/with-pages  ## test the pages that it makes in Chromium, which it finds, brings, or says how to get
 	$(BIN)/python tests/support/browser.py
 	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/pages $(ARGS)
 
 nightly: $(VENV)/with-test  ## run all tests in their long forms: more problems, more threads, more calls
-	NHWCONV_TESTS=nightly $(BIN)/python -m pytest $(ARGS)
+	NHWCONV_TESTS=nightly $(PYTEST) $(ARGS)
 
 soak: $(VENV)/with-test  ## ten minutes of random problems against the oracle; ARGS goes to tests/support/soak.py
 	$(BIN)/python tests/support/soak.py $(ARGS)
@@ -75,8 +78,7 @@ bench-noise: $(VENV)/with-bench  ## record COMMIT twice, apart, and print thresh
 	$(TIMED) $(BIN)/python tools/noise.py --commit $(COMMIT) $(ARGS)
 
 bench-record: $(VENV)/with-bench  ## record the benchmarks of COMMIT in benchmarks/results, as MACHINE; ARGS goes to asv run
-	$(BIN)/asv machine --yes
-	$(BIN)/asv machine --machine $(MACHINE) --yes
+	$(BIN)/python tools/machine.py $(MACHINE)
 	$(TIMED) $(BIN)/asv run --machine $(MACHINE) --show-stderr $(ARGS) "$(COMMIT)^!"
 
 dashboard: $(VENV)/with-bench  ## publish what is recorded as a dashboard, serve it and print its address

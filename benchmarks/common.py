@@ -13,15 +13,19 @@ WHOLE = bool(os.environ.get("NHWCONV_BENCH_WHOLE"))
 
 PASSES = ["forward", "weight_grad", "input_grad"]
 
-#: A dense layer, a depthwise one, a small one, one of few pixels, a pointwise one: they differ in what limits them.
-LAYERS = ["resnet50.3.3x3", "mobilenetv2.dw144", "lenet5.2", "resnet50.4.3x3", "mobilenetv2.pw24"]
+#: A dense layer, a depthwise one, a small one, one of few pixels, a pointwise one, a strided one, and one of eight
+#: channels a group, as notation since older commits have no name for it: they differ in what limits them.
+LAYERS = [
+    "resnet50.3.3x3", "mobilenetv2.dw144", "lenet5.2", "resnet50.4.3x3", "mobilenetv2.pw24", "resnet50.3.3x3s2",
+    "n8h28w28c256d256k3p1g32",
+]  # fmt: skip
 STRATEGIES = ["auto", "loop"]
 DTYPES = ["float32"]
 THREADS = [1, 2]
 if WHOLE:
     LAYERS += [
-        "resnet50.stem", "resnet50.2.3x3", "resnet50.2.1x1b", "resnet50.3.3x3s2", "resnet50.5.3x3",
-        "resnet50.5.1x1", "vgg16.2_2", "alexnet.2", "cifar.32-32", "mobilenetv2.stem", "mobilenetv2.dw96s2",
+        "resnet50.stem", "resnet50.2.3x3", "resnet50.2.1x1b", "resnet50.5.3x3", "resnet50.5.1x1",
+        "vgg16.2_2", "alexnet.2", "cifar.32-32", "mobilenetv2.stem", "mobilenetv2.dw96s2",
         "convnext.dw7x7", "unet.valid", "deeplab.3x3d2",
     ]  # fmt: skip
     STRATEGIES += ["winograd", "depthwise", "im2col"]
@@ -36,11 +40,13 @@ class Calls:
 
         try:
             from nhwconv.strategies import REGISTRY
-            from nhwconv.workloads import make_data, workload
+            from nhwconv.workloads import make_data, parse_layer, workload
         except ImportError:
             raise NotImplementedError from None
         limit_threads(threads)
-        layer = next((layer for layer in workload(name.split(".")[0]) if layer.name == name), None)
+        network, known_by_name, _ = name.partition(".")
+        known = workload(network) if known_by_name else [parse_layer(name)]
+        layer = next((layer for layer in known if layer.name == name), None)
         if layer is None or strategy not in (*REGISTRY, "auto"):
             raise NotImplementedError
         self.problem = layer.problem(dtype)

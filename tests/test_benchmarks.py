@@ -141,3 +141,20 @@ def test_the_configuration_pins_what_benchmarks_run_on() -> None:
     ]
     assert any(re.search(pattern, name) for pattern in conf.regressions_thresholds for name in names)
     assert conf.show_commit_url.startswith(conf.project_url)
+
+
+def test_a_machine_is_kept_with_all_that_asv_finds_out_and_stays_as_it_was(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = load("tools/machine.py")
+    kept = tmp_path / ".asv-machine.json"
+    monkeypatch.setattr("asv.machine.MachineCollection.get_machine_file_path", lambda: str(kept))
+    monkeypatch.setattr("sys.argv", ["machine.py", "abacus-2cores"])
+    module.main()
+    written = json.loads(kept.read_text(encoding="utf-8"))
+    assert set(written["abacus-2cores"]) == {"machine", "os", "num_cpu", "arch", "cpu", "ram"}
+    assert written["abacus-2cores"]["machine"] == "abacus-2cores"
+    written["abacus-2cores"]["cpu"] = "beads"
+    kept.write_text(json.dumps(written), encoding="utf-8")
+    module.main()
+    assert json.loads(kept.read_text(encoding="utf-8")) == written

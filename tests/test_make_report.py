@@ -31,6 +31,7 @@ def row(kind: str, name: str, pass_: str, dtype: str, **seconds: float) -> dict[
 
 FOUND = {
     "machine": {"CPU": "a slide rule", "PyTorch": "2.13"},
+    "command": "make report",
     "images": [8, 224],
     "rows": [
         row("network", "torch:resnet18", "step", "float32", torch=0.3, nhwconv=0.2),
@@ -63,24 +64,37 @@ def test_means_are_geometric_and_of_one_dtype(report: ModuleType) -> None:
 
 
 def test_the_report_says_where_it_was_measured(report: ModuleType) -> None:
-    assert "CPU a slide rule; PyTorch 2.13." in report.tables(FOUND)
+    assert "by `make report` **on:** CPU a slide rule; PyTorch 2.13." in report.tables(FOUND)
 
 
 def test_the_chart_puts_each_dot_at_its_ratio(report: ModuleType) -> None:
     svg = ET.fromstring(report.draw(FOUND["rows"]))
     names = [text.text for text in svg.iter(f"{SVG}text") if text.get("text-anchor") == "end"]
-    assert names == ["resnet18 in PyTorch", "resnet18 in JAX", "vgg16.1_1", "lenet5.1"]
+    assert names == ["resnet18 in PyTorch", "resnet18 in JAX", "layers of vgg16", "layers of lenet5"]
     ticks = {
         float(text.text or ""): float(text.get("x") or "")
         for text in svg.iter(f"{SVG}text")
         if text.get("text-anchor") == "middle"
     }
     dots = [(dot.get("class"), float(dot.get("cx") or "")) for dot in svg.iter(f"{SVG}circle")]
-    assert ("torch", ticks[4]) in dots  # vgg16.1_1, the mean of 2 and 8
+    assert ("torch", ticks[4]) in dots  # vgg16, the mean of 2 and 8
     assert ("jax", ticks[16]) in dots
     assert ("torch float64", ticks[4]) in dots
-    assert ("torch", ticks[0.5]) in dots  # lenet5.1, slower than PyTorch: shown as well
+    assert ("torch", ticks[0.5]) in dots  # lenet5, slower than PyTorch: shown as well
     assert len(dots) == 3 + 1 + 1 + 2 + 4  # the key, and one for each line, library and dtype that has a time
+    spans = [tuple(float(line.get(end) or "") for end in ("x1", "x2")) for line in svg.iter(f"{SVG}line")]
+    assert (ticks[2], ticks[8]) in spans  # vgg16's passes, from the least gain to the largest
+
+
+def test_a_short_report_takes_less_and_says_so(report: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(report, "machine", dict)
+    monkeypatch.setattr(report, "network", lambda name, dtype, given: asked.append((name, dtype)) or {})
+    monkeypatch.setattr(report, "layers", lambda workloads, dtype, seconds: asked.append((dtype, seconds)) or [])
+    given = report.arguments(["--short", "--dtypes", "float64", "--networks", "jax:resnet18"])
+    found = list(report.measure(given))[-1]
+    assert asked == [("jax:resnet18", "float64"), ("float64", report.SHORT["seconds"])]
+    assert "--short" in found["command"]
 
 
 def test_a_chart_of_nothing_says_how_to_fill_it(report: ModuleType) -> None:

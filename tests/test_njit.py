@@ -24,6 +24,7 @@ from nhwconv.strategies import REGISTRY
 from tolerance import assert_close
 
 PACKAGE = Path(nc.__file__).parent
+_X, _W, _B, _DY = data_of(SMALL, np.float32)
 
 
 def assert_same(got: Any, expected: Any) -> None:
@@ -59,7 +60,7 @@ def test_all_gradients_together_and_those_of_a_bias(dtype: Any) -> None:
         for strategy in supporting(case, *PASSES, dtype=dtype):
             got = compiled.backward(data.x, data.w, data.dy, *options(case, strategy))
             expected = nc.conv2d_backward(data.x, data.w, data.dy, **case.options, strategy=strategy)
-            assert_same(got, expected)
+            assert_same(tuple(got), tuple(expected))
         assert_same(compiled.bias_grad(data.dy), nc.conv2d_bias_grad(data.dy))
 
 
@@ -175,9 +176,156 @@ def test_results_go_where_the_caller_says_and_are_added_there() -> None:
     assert_same(_into(x[:, :3, :3], w, some), nc.conv2d(x[:, :3, :3], w, padding=1))
 
 
+def test_other_names_of_the_same_sums() -> None:
+    x, w, b, _ = data_of(SMALL, np.float32)
+    turned = np.ascontiguousarray(w.transpose(3, 1, 2, 0))  # (C, KH, KW, D)
+
+    @numba.njit
+    def transposed(x, w, b):
+        y = nc.conv_transpose2d(x, w, b, stride=2, padding=1, output_padding=1)
+        return y, nc.conv_transpose2d_backward(x, w, y, stride=2, padding=1, output_padding=(1, 1), needs=("dx", "db"))
+
+    assert_same(transposed(x, turned, b), transposed.py_func(x, turned, b))
+
+    @numba.njit
+    def in_one_dimension(x, w, turned, b, dx, dw):
+        y = nc.conv1d(x, w, b, padding=(2, 0), dilation=(1,))
+        z = nc.conv_transpose1d(x, turned, stride=2, output_padding=1)
+        given = nc.Gradients(dx, dw, None)
+        return (
+            y,
+            nc.conv1d_backward(x, w, y, padding=(2, 0)),
+            nc.conv1d(x, w, padding="same"),
+            z,
+            nc.conv_transpose1d_backward(x, turned, z, stride=2, output_padding=1, out=given),
+        )
+
+    for x_ in (x[0], x[0, 0]):
+        sequences = x_, np.ascontiguousarray(w[:, 1]), np.ascontiguousarray(turned[:, 1]), b
+        got, expected = (in_one_dimension, in_one_dimension.py_func)
+        into = [(np.ones_like(x_), np.ones_like(sequences[2])) for _ in range(2)]
+        assert_same(got(*sequences, *into[0]), expected(*sequences, *into[1]))
+    one = x[0, 0, :, 0].copy(), w[0, 0, :, 0].copy()
+    sequences = *one, one[1], 0.5
+    into = [(np.ones_like(one[0]), np.ones_like(one[1])) for _ in range(2)]
+    assert_same(in_one_dimension(*sequences, *into[0]), in_one_dimension.py_func(*sequences, *into[1]))
+
+
+def test_axes_in_other_orders() -> None:
+    x, w, _, dy = data_of(SMALL, np.float32)
+    hwio = np.ascontiguousarray(w.transpose(1, 2, 3, 0))
+    nchw = [np.ascontiguousarray(a.transpose(0, 3, 1, 2)) for a in (x, w, dy)]
+
+    @numba.njit
+    def with_weights(x, w, dy):
+        return (
+            nc.conv2d(x, w, padding=1, w_layout="HWIO"),
+            nc.conv2d_backward(x, w, dy, padding=1, w_layout="HWIO"),
+            nc.conv2d_input_grad(dy, w, padding=1, w_layout="HWIO"),
+        )
+
+    @numba.njit
+    def with_images(x, w, dy):
+        return (
+            nc.conv2d(x, w, padding=1, layout="NCHW"),
+            nc.conv2d_backward(x, w, dy, padding=1, layout="NCHW"),
+            nc.conv2d_weight_grad(x, dy, 3, padding=1, layout="NCHW", w_layout=None),
+            nc.conv2d_bias_grad(dy, layout="NCHW"),
+            nc.conv1d(x[:, :, 0], w[:, :, 0], layout="NCHW"),
+        )
+
+    assert_same(with_weights(x, hwio, dy), with_weights.py_func(x, hwio, dy))
+    assert_same(with_images(*nchw), with_images.py_func(*nchw))
+
+
+# ------------------------------------------------------------------------------------------------- plans
+
+
+def _plans(dtype: Any = np.float32) -> dict[str, Any]:
+    return {pass_: nc.plan(pass_, _X.shape, _W.shape, padding=1, dtype=dtype) for pass_ in PASSES}
+
+
+@numba.njit
+def _called(plan, first, second):
+    return plan(first, second)
+
+
+def test_plans_are_called() -> None:
+    for dtype in DTYPES:
+        plans, data = _plans(dtype), data_of(SMALL, dtype)
+        operands = {"forward": (data.x, data.w), "weight_grad": (data.x, data.dy), "input_grad": (data.dy, data.w)}
+        for pass_, plan in plans.items():
+            assert_same(_called(plan, *operands[pass_]), plan(*operands[pass_]))
+            backwards = operands[pass_][0][:, ::-1]
+            assert_same(_called(plan, backwards, operands[pass_][1]), plan(backwards, operands[pass_][1]))
+    assert len(_called.signatures) == 4 * len(DTYPES) * len(PASSES) // 2
+
+
+def test_plans_write_where_they_are_told_and_add_there() -> None:
+    x, w, b, dy = data_of(SMALL, np.float32)
+    plans = _plans()
+
+    @numba.njit
+    def into(forward, weight_grad, x, w, b, dy, y, dw, add):
+        return forward(x, w, b, out=y), weight_grad(x, second=dy, out=dw, accumulate=add)
+
+    got, expected = ([np.ones_like(dy), np.ones_like(w)] for _ in range(2))
+    for add in (False, True):
+        returned = into(plans["forward"], plans["weight_grad"], x, w, b, dy, *got, add)
+        into.py_func(plans["forward"], plans["weight_grad"], x, w, b, dy, *expected, add)
+        assert_same(returned, tuple(expected))
+        assert_same(tuple(got), tuple(expected))
+
+
+_PLAN = _plans()["forward"]
+
+
+def test_plans_are_globals_and_come_back() -> None:
+    within = _plans()["weight_grad"]
+
+    @numba.njit
+    def call(x, w):
+        y = _PLAN(x, w)
+        return y, within(x, y)
+
+    for _ in range(2):
+        assert_same(call(_X, _W), call.py_func(_X, _W))
+
+    @numba.njit
+    def back(plan):
+        return plan
+
+    assert back(_PLAN) == _PLAN
+
+
+def test_plans_refuse_in_their_own_words() -> None:
+    good = _called(_PLAN, _X, _W)
+    for arguments in ((_X[:, 1:], _W), (_X.astype(float), _W), (_W, _X)):
+        with pytest.raises((ValueError, TypeError)) as expected:
+            _PLAN(*arguments)
+        with pytest.raises(expected.type, match=f"^{re.escape(str(expected.value))}$"):
+            _called(_PLAN, *arguments)
+    with pytest.raises(numba.TypingError, match="the plan is for float16, expected float32 or float64"):
+        _called(_plans(np.float16)["forward"], _X, _W)
+    with pytest.raises(numba.TypingError, match="plan: missing a required argument: 'second'"):
+        numba.njit(lambda plan, x: plan(x))(_PLAN, _X)
+    y, square = np.ones_like(good), nc.plan("forward", good.shape, (8, 1, 1, 8))
+    with pytest.raises(ValueError, match="plan: out shares memory with x"):
+        numba.njit(lambda plan, x, w: plan(x, w, out=x))(square, y, np.ones((8, 1, 1, 8), np.float32))
+    assert (y == 1).all()
+
+
+def test_plans_are_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    _called(_PLAN, _X, _W)
+    monkeypatch.setattr(answers, "serve", None)
+    _called(_PLAN, _X, _W)
+    _called(_plans()["forward"], _X, _W)  # an equal one
+    with pytest.raises(TypeError, match="not callable"):
+        _called(nc.plan("forward", _X.shape, _W.shape, padding=1, strategy="loop"), _X, _W)
+
+
 # ------------------------------------------------------------------------------------------------ errors
 
-_X, _W, _B, _DY = data_of(SMALL, np.float32)
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "stride": (_X, _W, None, (0, 1), ((1, 1), (1, 1)), (1, 1), 1, "auto"),
     "padding": (_X, _W, None, (1, 1), ((1, -1), (1, 1)), (1, 1), 1, "auto"),
@@ -268,6 +416,28 @@ def test_what_types_alone_tell_is_refused_as_code_is_compiled(arguments: Any, me
 
     with pytest.raises(numba.TypingError, match=f"conv2d: {re.escape(message)}"):
         call(*arguments)
+
+
+def test_layouts_are_written_out() -> None:
+    @numba.njit
+    def call(x, w, layout):
+        return nc.conv2d(x, w, layout=layout)
+
+    with pytest.raises(numba.TypingError, match="layout is unicode_type, expected a name that is written out"):
+        call(_X, _W, "NCHW")
+    with pytest.raises(numba.TypingError, match="w_layout is 'OWHI', expected 'OHWI' or 'HWIO'"):
+        numba.njit(lambda x, w: nc.conv2d(x, w, w_layout="OWHI"))(_X, _W)
+
+
+def test_calls_that_python_would_refuse() -> None:
+    with pytest.raises(numba.TypingError, match="conv2d: too many positional arguments"):
+        numba.njit(lambda x, w: nc.conv2d(x, w, None, 1))(_X, _W)
+    with pytest.raises(numba.TypingError, match="conv2d: got an unexpected keyword argument 'input_size'"):
+        numba.njit(lambda x, w: nc.conv2d(x, w, input_size=1))(_X, _W)
+    with pytest.raises(numba.TypingError, match="conv1d: x has 4 axes, expected at most 3"):
+        numba.njit(lambda x, w: nc.conv1d(x, w))(_X, _W)
+    with pytest.raises(numba.TypingError, match="conv1d: stride has 2 values, expected an int"):
+        numba.njit(lambda x, w: nc.conv1d(x, w, stride=(1, 1)))(_X[0], _W[0])
 
 
 def test_needs_are_written_out() -> None:

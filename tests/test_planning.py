@@ -15,6 +15,7 @@ import fresh
 import nhwconv as nc
 from cases import PASSES, Case, Data, data_of, draw_data, run, typical
 from nhwconv import planning
+from nhwconv.problem import ConvProblem
 from nhwconv.program import calls
 from nhwconv.runtime import executor, machine
 from nhwconv.strategies import AUTO, REGISTRY
@@ -365,7 +366,7 @@ REFUSED = [
     (refused(X_, W_, accumulate=lambda d: True, out=lambda d: d.dy.copy()), ValueError,
      "plan: accumulate is True, but only a weight_grad is added to what is there, not a forward"),
     (refused(X_, DY_, B_, pass_="weight_grad"), ValueError, "plan: b is given, but a weight_grad has no bias"),
-    (refused(DY_, W_, B_, pass_="input_grad"), ValueError, "plan: b is given, but a input_grad has no bias"),
+    (refused(DY_, W_, B_, pass_="input_grad"), ValueError, "plan: b is given, but an input_grad has no bias"),
     (refused(W_, X_, pass_="weight_grad"), ValueError, "plan: x has shape (10, 3, 3, 3), expected (3, 9, 8, 6)"),
     (refused(X_, X_, pass_="weight_grad"), ValueError, "plan: dy has shape (3, 9, 8, 6), expected (3, 4, 8, 10)"),
     (refused(X_, W_, pass_="input_grad"), ValueError, "plan: dy has shape (3, 9, 8, 6), expected (3, 4, 8, 10)"),
@@ -438,3 +439,16 @@ def test_a_plan_follows_the_number_of_threads(monkeypatch):
         monkeypatch.setattr(machine, "threads", lambda count=count: count)
         plan(data.x, data.w)
     assert seen == [1, 2, 5, 1]
+
+
+def test_small_work_is_one_threads(monkeypatch):
+    """A launch would cost more than it saves: all passes of a program count together."""
+    monkeypatch.setattr(machine, "threads", lambda: 7)
+    problem = ConvProblem(1, 8, 8, 4, 8, 3, 3)
+    passes = [planning.make_plan(problem, pass_, "loop") for pass_ in ("weight_grad", "input_grad")]
+    both = sum(plan.cost for plan in passes)
+    for limit, alone, together in ((2 * both, 1, 1), (both, 1, 7), (0, 7, 7)):
+        monkeypatch.setattr(machine, "SERIAL_CYCLES", limit)
+        copies = [replace(plan) for plan in passes]
+        assert {plan.program().workers for plan in copies} == {alone}
+        assert planning.Backward(*copies, ("dx", "dw", "db")).program(False).workers == together

@@ -1,5 +1,7 @@
 """Problems: what follows from sizes and options, and the strips into which a pass is cut."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -64,3 +66,38 @@ def test_equal_problems_are_one_key():
     assert a == b
     assert hash(a) == hash(b)
     assert len({a, b, problem_of(Case()), problem_of(Case(n=3))}) == 3
+
+
+@pytest.mark.parametrize(
+    ("case", "x", "w", "stride"),
+    [
+        (Case(n=2, h=12, w=20, c=3, d=4, kh=3, kw=5, stride=(3, 5)), (2, 12, 4, 15), (4, 3, 1, 15), (3, 1)),
+        (Case(n=2, h=12, w=5, c=3, d=4, kh=3, kw=5, stride=(3, 1)), (2, 4, 1, 45), (4, 1, 1, 45), (1, 1)),
+        (Case(n=2, h=7, w=6, c=3, d=4, kh=7, kw=6, stride=(2, 2)), (2, 1, 1, 126), (4, 1, 1, 126), (1, 1)),
+        (Case(n=2, h=9, w=1, c=3, d=4, kh=3, kw=1, stride=(3, 2)), (2, 3, 1, 9), (4, 1, 1, 9), (1, 1)),
+    ],
+    ids=str,
+)
+def test_pixels_of_one_output_are_folded(case, x, w, stride):
+    """Pixels that one output reads alone are channels of one: the arrays hold the same numbers in the same order."""
+    folded = problem_of(case).folded
+    assert (folded.x_shape, folded.w_shape, folded.stride) == (x, w, stride)
+    assert (folded.y_shape, folded.flops) == (problem_of(case).y_shape, problem_of(case).flops)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"w": 21},
+        {"stride": (3, 4)},
+        {"padding": ((0, 0), (5, 0))},
+        {"w": 45, "dilation": (1, 2)},
+        {"c": 6, "groups": 3},
+        {"kw": 1, "stride": (3, 1)},
+    ],
+    ids=str,
+)
+def test_shared_pixels_are_not_folded(changes):
+    """A rest of a row, pixels between, padding, dilation, groups, and a single tap: the problem stays as it is."""
+    problem = problem_of(replace(Case(n=2, h=12, w=20, c=3, d=6, kh=3, kw=5, stride=(3, 5)), **changes))
+    assert problem.folded is problem

@@ -105,7 +105,7 @@ def test_programs_of_strategies_are_placed_well(pass_, case, workers, dtype):
     }[pass_]  # fmt: skip
     if case.n == 0:
         return
-    with fresh.patched((machine, "threads", lambda: workers), (machine, "SERIAL_FLOPS", 0)):
+    with fresh.patched((machine, "threads", lambda: workers), (machine, "SERIAL_CYCLES", 0)):
         for name in REGISTRY:
             if refusal(case, pass_, name, dtype) is not None:
                 continue

@@ -1,6 +1,7 @@
 """Time layers and networks against PyTorch and JAX; fill docs/performance.md and draw docs/report.svg.
 
     make report                                                # all of it: about an hour
+    make report ARGS="--short"                                 # fewer networks and layers: some five minutes
     make report ARGS="--dtypes float32 --networks torch:resnet18 --workloads resnet50"
     make report ARGS="--from docs/report.json"                 # print and draw what was measured before
 
@@ -28,12 +29,21 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-WORKLOADS = ["lenet5", "cifar", "alexnet", "vgg16", "resnet50", "mobilenetv2", "convnext", "unet", "deeplab"]
+WORKLOADS = [
+    "lenet5", "cifar", "alexnet", "vgg16", "resnet50", "mobilenetv2", "resnext50", "convnext", "unet", "deeplab",
+]  # fmt: skip
 NETWORKS = [
     "torch:resnet18", "torch:resnet50", "torch:mobilenet_v2", "torch:convnext_tiny", "torch:densenet121",
     "jax:resnet18",
 ]  # fmt: skip
 DTYPES = ["float32", "float64"]
+#: What `--short` takes, where nothing else is asked for.
+SHORT = {
+    "workloads": ["lenet5", "resnet50", "mobilenetv2", "resnext50", "convnext"],
+    "networks": ["torch:resnet18", "torch:mobilenet_v2", "torch:convnext_tiny", "jax:resnet18"],
+    "seconds": 0.05,
+    "network_seconds": 5.0,
+}
 PEERS = {"torch": "PyTorch", "jax": "JAX"}
 PASSES = {"forward": "forward", "weight_grad": "weight gradient", "input_grad": "input gradient"}
 
@@ -93,7 +103,8 @@ def network(name: str, dtype: str, given: argparse.Namespace) -> Row:
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield what has been measured so far, after each network and dtype; say on standard error what comes next."""
-    found: dict[str, Any] = {"machine": machine(), "images": [given.batch, given.size], "rows": []}
+    command = 'make report ARGS="--short"' if given.short else "make report"
+    found: dict[str, Any] = {"machine": machine(), "command": command, "images": [given.batch, given.size], "rows": []}
     for dtype in given.dtypes:
         for name in given.networks:
             print(f"{name}, {dtype}", file=sys.stderr)
@@ -174,7 +185,8 @@ def tables(found: dict[str, Any]) -> str:
         markdown(["pass", "dtype", *versus], means),
         "**Each layer.** Milliseconds, 20th percentiles:",
         markdown(["layer", "pass", "nhwconv", *PEERS.values(), *versus], each),
-        "**Measured on:** " + "; ".join(f"{name} {text}" for name, text in found["machine"].items()) + ".",
+        f"**Measured** by `{found['command']}` **on:** "
+        + "; ".join(f"{name} {text}" for name, text in found["machine"].items()) + ".",
     ))  # fmt: skip
 
 
@@ -200,63 +212,89 @@ STYLE = """
 .quiet { fill: #9aa4af } .torch { fill: #6cb0f5; stroke: #6cb0f5 } .jax { fill: #f0965c; stroke: #f0965c }
 .float64 { fill: #161b22 } }
 """
-LEFT, RIGHT, ROW, TOP = 170, 600, 20, 64
+LEFT, RIGHT, TOP = 190, 640, 84
+#: The height of a dot with its line, and of what is between the chart's rows.
+LANE, GAP = 9, 12
 EMPTY = "No figures yet: make report draws this chart."
 
+#: The smallest gain, their geometric mean, and the largest.
+Range = tuple[float, float, float]
 
-def chart_rows(rows: list[Row]) -> dict[str, dict[tuple[str, str], float]]:
-    """Return the chart's lines: for each network, and each layer over its passes, the gain by (peer, dtype)."""
-    gains: dict[str, dict[tuple[str, str], list[float | None]]] = defaultdict(lambda: defaultdict(list))
+
+def chart_rows(rows: list[Row]) -> dict[str, dict[tuple[str, str], Range]]:
+    """Return the chart's rows: for each network, and the layers of each workload, the gains by (dtype, peer)."""
+    gains: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        name = title(row["name"]) if row["kind"] == "network" else row["name"]
+        name = title(row["name"]) if row["kind"] == "network" else f"layers of {row['name'].split('.')[0]}"
         for peer in PEERS:
-            gains[name][peer, row["dtype"]].append(gain(row, peer))
-    found = {name: {key: mean(of) for key, of in by.items()} for name, by in gains.items()}
-    return {name: {key: g for key, g in by.items() if g is not None} for name, by in found.items()}
+            if (value := gain(row, peer)) is not None:
+                gains[name][peer, row["dtype"]].append(value)
+    return {name: {key: (min(of), mean(of) or 0, max(of)) for key, of in by.items()} for name, by in gains.items()}
 
 
 def draw(rows: list[Row]) -> str:
-    """Return an SVG: a dot for each network, and for each layer over its three passes, on a logarithmic axis."""
+    """Return an SVG: a dot for each network, and one with a line for the layers of one, on a logarithmic axis."""
     lines = chart_rows(rows)
-    values = [g for by in lines.values() for g in by.values()] or [1.0]
+    values = [g for by in lines.values() for gains in by.values() for g in gains] or [1.0]
     low, high = math.floor(math.log2(min(*values, 0.5))), math.ceil(math.log2(max(*values, 4.0)))
-    bottom = TOP + ROW * max(len(lines), 3)
+    bottom = TOP + max(sum(GAP + LANE * len(by) for by in lines.values()), 60)
 
     def x_of(value: float) -> float:
         return LEFT + (RIGHT - LEFT) * (math.log2(value) - low) / (high - low)
 
-    parts = [f'<rect class="card" x=".5" y=".5" width="{RIGHT + 29}" height="{bottom + 33}" rx="8"/>']
-    parts.append(f'<text class="head" x="{LEFT}" y="24">Times as fast, with nhwconv\'s convolutions</text>')
-    keys = [("torch", "", "than PyTorch's"), ("jax", "", "than JAX's"), ("torch", "float64", "hollow: float64")]
-    for at, (peer, dtype, label) in enumerate(keys):
-        parts.append(_dot(LEFT + 5 + 120 * at, 42, peer, dtype))
-        parts.append(f'<text class="quiet" x="{LEFT + 14 + 120 * at}" y="46">{label}</text>')
+    parts = [f'<rect class="card" x=".5" y=".5" width="{RIGHT + 29}" height="{bottom + 33}" rx="8"/>', *_head()]
     for power in range(low, high + 1):
         x, kind = f"{x_of(2.0**power):.1f}", "grid" if power else "even"
         parts.append(f'<line class="{kind}" x1="{x}" x2="{x}" y1="{TOP - 8}" y2="{bottom}"/>')
         parts.append(f'<text class="quiet" x="{x}" y="{bottom + 18}" text-anchor="middle">{2.0**power:g}</text>')
     if not lines:
-        parts.append(f'<text class="quiet" x="{LEFT}" y="{TOP + ROW}">{EMPTY}</text>')
-    for at, (name, by) in enumerate(lines.items()):
-        y = TOP + ROW * at + ROW / 2
-        parts.append(f'<text x="{LEFT - 14}" y="{y + 4}" text-anchor="end">{name}</text>')
-        parts += [_dot(x_of(value), y, peer, dtype) for (peer, dtype), value in sorted(by.items(), reverse=True)]
+        parts.append(f'<text class="quiet" x="{LEFT}" y="{TOP + 20}">{EMPTY}</text>')
+    y = TOP + GAP / 2
+    for name, by in lines.items():
+        middle = y + LANE * len(by) / 2
+        parts.append(f'<text x="{LEFT - 14}" y="{middle + 4}" text-anchor="end">{name}</text>')
+        for at, ((peer, dtype), (least, centre, most)) in enumerate(sorted(by.items(), key=_order)):
+            lane = y + LANE * (at + 0.5)
+            if least < most:
+                parts.append(
+                    f'<line class="{peer}" x1="{x_of(least):.1f}" x2="{x_of(most):.1f}" y1="{lane}" y2="{lane}"/>'
+                )
+            parts.append(_dot(x_of(centre), lane, peer, dtype))
+        y += GAP + LANE * len(by)
     body = "\n".join(parts)
     label = "How many times as fast networks and layers are with nhwconv"
     box = f'viewBox="0 0 {RIGHT + 30} {bottom + 34}" width="{RIGHT + 30}" role="img" aria-label="{label}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {box}>\n<style>{STYLE}</style>\n{body}\n</svg>\n'
 
 
+def _order(item: tuple[tuple[str, str], Range]) -> tuple[int, str]:
+    """Sort by library, then by dtype."""
+    (peer, dtype), _ = item
+    return list(PEERS).index(peer), dtype
+
+
+def _head() -> list[str]:
+    """Return the chart's title and key."""
+    parts = [f'<text class="head" x="{LEFT}" y="24">Times as fast, with nhwconv\'s convolutions</text>']
+    keys = [("torch", "", "than PyTorch's"), ("jax", "", "than JAX's"), ("torch", "float64", "hollow: float64")]
+    for at, (peer, dtype, label) in enumerate(keys):
+        parts.append(_dot(LEFT + 5 + 120 * at, 42, peer, dtype))
+        parts.append(f'<text class="quiet" x="{LEFT + 14 + 120 * at}" y="46">{label}</text>')
+    words = "Networks: a training step. Layers: the mean of all passes, a line from the least to the most."
+    return [*parts, f'<text class="quiet" x="{LEFT}" y="66">{words}</text>']
+
+
 def _dot(x: float, y: float, peer: str, dtype: str) -> str:
     kind = f"{peer} float64" if dtype == "float64" else peer
-    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="4" stroke-width="1.5"/>'
+    return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="3.5" stroke-width="1.5"/>'
 
 
-def main() -> None:
-    """Measure, or read what was measured; print, fill in and draw."""
+def arguments(given: list[str] | None = None) -> argparse.Namespace:
+    """Return the options."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--from", dest="source", type=Path, help="a report.json; nothing is measured")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of performance.md; default: docs")
+    parser.add_argument("--short", action="store_true", help="fewer networks and layers, for shorter times")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--workloads", nargs="*", default=WORKLOADS, help="layers, as nhwconv compare has them")
     parser.add_argument("--networks", nargs="*", default=NETWORKS, help="framework:network, such as torch:resnet18")
@@ -264,7 +302,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224, help="their rows and columns")
     parser.add_argument("--seconds", type=float, default=0.2, help="how long each contender is timed on a pass")
     parser.add_argument("--network-seconds", type=float, default=15, help="how long each contender steps")
-    given = parser.parse_args()
+    if parser.parse_known_args(given)[0].short:
+        parser.set_defaults(**SHORT)
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    """Measure, or read what was measured; print, fill in and draw."""
+    given = arguments()
     source = given.source or given.out / "report.json"
     if not given.source:
         for found in measure(given):  # what was measured is kept, whatever happens to the rest

@@ -21,7 +21,10 @@ from .problem import ConvProblem, Padding, same_padding
 from .runtime.arrays import values_are_data
 
 __all__ = [
+    "FORWARD_RANKS",
+    "INPUT_GRAD_RANKS",
     "NATIVE",
+    "WEIGHT_GRAD_RANKS",
     "Options",
     "Refusal",
     "as_bias",
@@ -375,9 +378,9 @@ class Options:
 # ------------------------------------------------------------------------------------------ the problem
 
 #: The ranks, in two dimensions, of the article's forms, and that of the third array: y, w and x.
-_FORWARD_RANKS = {(4, 4): 4, (3, 4): 3, (3, 3): 2, (2, 2): 2}
-_WEIGHT_GRAD_RANKS = {(4, 4): 4, (3, 3): 4, (3, 2): 3, (2, 2): 2}
-_INPUT_GRAD_RANKS = {(4, 4): 4, (3, 4): 3, (2, 3): 3, (2, 2): 2}
+FORWARD_RANKS = {(4, 4): 4, (3, 4): 3, (3, 3): 2, (2, 2): 2}
+WEIGHT_GRAD_RANKS = {(4, 4): 4, (3, 3): 4, (3, 2): 3, (2, 2): 2}
+INPUT_GRAD_RANKS = {(4, 4): 4, (3, 4): 3, (2, 3): 3, (2, 2): 2}
 
 
 def _ranks(
@@ -487,7 +490,7 @@ def problem_for(x: Shape, w: Shape, options: Options, dtype: np.dtype[Any]) -> C
 def forward_problem(x: Shape, w: Shape, options: Options, dtype: np.dtype[Any]) -> tuple[ConvProblem, Form]:
     """Return the problem of ``x`` and ``w``, whichever of the article's forms they have, and that form."""
     layout = options.layout
-    x_rank, w_rank, y_rank = _ranks(("x", "w"), (x, w), _FORWARD_RANKS, layout)
+    x_rank, w_rank, y_rank = _ranks(("x", "w"), (x, w), FORWARD_RANKS, layout)
     if w_rank < 4:
         _no_groups(options)
     batched = layout.batched_images(x)
@@ -546,7 +549,7 @@ def weight_grad_problem(
 ) -> tuple[ConvProblem, Form]:
     """Return the problem of ``x`` and ``dy``, and their form."""
     layout = options.layout
-    _, dy_rank, w_rank = _ranks(("x", "dy"), (x, dy), _WEIGHT_GRAD_RANKS, layout)
+    _, dy_rank, w_rank = _ranks(("x", "dy"), (x, dy), WEIGHT_GRAD_RANKS, layout)
     if dy_rank == 2:
         _no_groups(options)
     x4, dy4 = layout.batched_images(x), layout.batched_images(dy)
@@ -563,7 +566,7 @@ def input_grad_problem(
 ) -> tuple[ConvProblem, Form]:
     """Return the problem of ``dy`` and ``w``, and their form."""
     layout = options.layout
-    dy_rank, w_rank, x_rank = _ranks(("dy", "w"), (dy, w), _INPUT_GRAD_RANKS, layout)
+    dy_rank, w_rank, x_rank = _ranks(("dy", "w"), (dy, w), INPUT_GRAD_RANKS, layout)
     if w_rank < 4:
         _no_groups(options)
     n, oh, ow, d = layout.batched_images(dy)
@@ -602,7 +605,7 @@ def _smallest_input(out: tuple[int, int], kernel: tuple[int, int], options: Opti
 def transposed_problem(x: Shape, w: Shape, options: Options, dtype: np.dtype[Any]) -> tuple[ConvProblem, Form]:
     """Return the convolution whose transpose takes ``x`` and ``w``, and its form: its output is x, and y its input."""
     layout, groups = options.layout, options.groups
-    _, w_rank, y_rank = _ranks(("x", "w"), (x, w), _INPUT_GRAD_RANKS, layout, transposed=True)
+    _, w_rank, y_rank = _ranks(("x", "w"), (x, w), INPUT_GRAD_RANKS, layout, transposed=True)
     if w_rank < 4:
         _no_groups(options)
     n, h, width, c = layout.batched_images(x)

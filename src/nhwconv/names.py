@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 
 __all__ = ["known", "suggestion"]
@@ -18,5 +17,7 @@ def known(kind: str, name: str, names: Iterable[str]) -> str:
 
 def suggestion(name: str, names: Sequence[str]) -> str:
     """Return the end of a message that refuses `name`: the nearest of `names`, or nothing where none is near."""
+    import difflib  # for errors alone
+
     near = difflib.get_close_matches(name, names, 1)
     return f'; did you mean "{near[0]}"?' if near else ""

@@ -13,7 +13,9 @@ from .checks import Options, words_of
 from .layouts import PLAIN, Layout
 from .planning import Backward, Plan
 from .problem import PASSES, Pass
-from .results import Gradients, check_gradients, check_needs, result, run_gradients
+from .program import Program
+from .results import Gradients, check_gradients, check_needs, run_gradients
+from .runtime import arrays
 from .strategies import REGISTRY
 
 __all__ = [
@@ -176,17 +178,9 @@ def conv2d_weight_grad(
     (16, 3, 3, 3)
     """
     with words_of("conv2d_weight_grad"):
-        x, dy = checks.as_input("x", x), checks.as_input("dy", dy)
-        checks.check_accumulate(accumulate, out)
-        dtype = checks.common_dtype(x=x, dy=dy)
-        out_shape = out.shape if isinstance(out, np.ndarray) else None
         options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
-        sizes = checks.kernel_size_key(kernel_size, out_shape)
-        plan = _remembered(_weight_grad_plan, x.shape, dy.shape, dtype, options, sizes, strategy)
-        dw = result("out", out, plan.form.w, dtype, {"x": x, "dy": dy})
-        x, dy = checks.prepare(x, dtype, x.shape), checks.prepare(dy, dtype, dy.shape)
-    plan.run(x, dy, None, dw, bool(accumulate))
-    return dw
+        plan, inputs = check_weight_grad(x, dy, kernel_size, options, strategy, out, accumulate)
+        return _run_pass(plan, inputs, out, bool(accumulate))
 
 
 def conv2d_bias_grad(
@@ -224,21 +218,13 @@ def conv2d_bias_grad(
     array([50., 50., 50.])
     """
     with words_of("conv2d_bias_grad"):
-        dy = checks.as_input("dy", dy)
         of = checks.as_layout(layout, None)
-        ranks = (4, 3, 2) if of.images == "NHWC" else (4, 3)
-        if dy.ndim not in ranks:
-            known = [of.letters("dy", rank) for rank in ranks]
-            checks.fail(f"dy has shape {dy.shape}, expected {', '.join(known[:-1])} or {known[-1]}")
-        checks.check_accumulate(accumulate, out)
-        dtype = checks.common_dtype(dy=dy)
-        n, oh, ow, d = of.batched_images(dy.shape)
-        db = result("out", out, (d,) if dy.ndim > 2 else (), dtype, {"dy": dy})
-        dy = checks.prepare(dy, dtype, dy.shape)
-    if n * oh * ow * d:
-        planning.execute(planning.bias_program_of((n, oh, ow, d), dtype, bool(accumulate), of.images), dy=dy, db=db)
-    elif not accumulate:
-        db[...] = 0
+        dy, shape, program = check_bias_grad(dy, of, out, accumulate)
+        db = arrays.empty(shape, dy.dtype.newbyteorder("=")) if out is None else out
+        if program is not None:
+            planning.execute(program, dy=checks.prepare(dy, db.dtype, dy.shape), db=db)
+        elif not accumulate:
+            db[...] = 0
     return db
 
 
@@ -295,17 +281,9 @@ def conv2d_input_grad(
     (8, 28, 28, 3)
     """
     with words_of("conv2d_input_grad"):
-        dy, w = checks.as_input("dy", dy), checks.as_input("w", w)
-        dtype = checks.common_dtype(dy=dy, w=w)
         options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
-        if input_size is None and isinstance(out, np.ndarray) and out.ndim == {4: 4, 3: 3}.get(dy.ndim, w.ndim):
-            input_size = cast("Size", options.layout.batched_images(out.shape)[1:3])
-        sizes = None if input_size is None else checks.pair("input_size", input_size, 1)
-        plan = _remembered(_input_grad_plan, dy.shape, w.shape, dtype, options, sizes, strategy)
-        dx = result("out", out, plan.form.x, dtype, {"dy": dy, "w": w})
-        dy, w = checks.prepare(dy, dtype, dy.shape), checks.prepare(w, dtype, w.shape)
-    plan.run(dy, w, None, dx)
-    return dx
+        plan, inputs = check_input_grad(dy, w, input_size, options, strategy, out)
+        return _run_pass(plan, inputs, out)
 
 
 def conv2d_backward(
@@ -625,11 +603,14 @@ def _known_backward(
     return (found, x, w, dy) if found.fits(x, w, dy) else None
 
 
-# ------------------------------------------------------------------------------------------------- runs
+# ------------------------------------------------------------------------------------------------ checks
+# Each returns a plan and its inputs, of which nothing has been converted yet; compiled code asks for the same.
 
 
-def run_forward(make: Callable[..., Plan], x: Any, w: Any, b: Any, options: Options, strategy: Any, out: Any) -> Array:
-    """Check the arrays of a forward pass, and run the plan that ``make`` makes for them."""
+def check_forward(
+    make: Callable[..., Plan], x: Any, w: Any, b: Any, options: Options, strategy: Any, out: Any
+) -> tuple[Plan, dict[str, Array]]:
+    """Check the arrays of a forward pass, whose plan ``make`` makes."""
     x, w = checks.as_input("x", x), checks.as_input("w", w)
     b = None if b is None else checks.as_bias(b, w)
     inputs = {"x": x, "w": w} if b is None else {"x": x, "w": w, "b": b}
@@ -637,13 +618,60 @@ def run_forward(make: Callable[..., Plan], x: Any, w: Any, b: Any, options: Opti
     plan = _remembered(make, x.shape, w.shape, dtype, options, strategy)
     if b is not None:
         checks.check_bias(b, plan.form.b)
-    y = result("out", out, plan.result_shape, dtype, inputs)
-    ready = [checks.prepare(array, dtype, array.shape) for array in inputs.values()]
-    plan.run(ready[0], ready[1], ready[2] if b is not None else None, y)
-    return y
+    if out is not None:
+        checks.as_out("out", out, plan.result_shape, dtype, inputs)
+    return plan, inputs
 
 
-def run_backward(
+def check_weight_grad(
+    x: Any, dy: Any, kernel_size: Any, options: Options, strategy: Any, out: Any, accumulate: Any
+) -> tuple[Plan, dict[str, Array]]:
+    """Check the arrays of a weight gradient."""
+    x, dy = checks.as_input("x", x), checks.as_input("dy", dy)
+    checks.check_accumulate(accumulate, out)
+    inputs = {"x": x, "dy": dy}
+    dtype = checks.common_dtype(**inputs)
+    sizes = checks.kernel_size_key(kernel_size, out.shape if isinstance(out, np.ndarray) else None)
+    plan = _remembered(_weight_grad_plan, x.shape, dy.shape, dtype, options, sizes, strategy)
+    if out is not None:
+        checks.as_out("out", out, plan.form.w, dtype, inputs)
+    return plan, inputs
+
+
+def check_input_grad(
+    dy: Any, w: Any, input_size: Any, options: Options, strategy: Any, out: Any
+) -> tuple[Plan, dict[str, Array]]:
+    """Check the arrays of an input gradient."""
+    dy, w = checks.as_input("dy", dy), checks.as_input("w", w)
+    inputs = {"dy": dy, "w": w}
+    dtype = checks.common_dtype(**inputs)
+    if input_size is None and isinstance(out, np.ndarray) and out.ndim == {4: 4, 3: 3}.get(dy.ndim, w.ndim):
+        input_size = options.layout.batched_images(out.shape)[1:3]
+    sizes = None if input_size is None else checks.pair("input_size", input_size, 1)
+    plan = _remembered(_input_grad_plan, dy.shape, w.shape, dtype, options, sizes, strategy)
+    if out is not None:
+        checks.as_out("out", out, plan.form.x, dtype, inputs)
+    return plan, inputs
+
+
+def check_bias_grad(dy: Any, of: Layout, out: Any, accumulate: Any) -> tuple[Array, tuple[int, ...], Program | None]:
+    """Check the arrays of a bias gradient; return dy, the shape of the result, and what runs where there are sums."""
+    dy = checks.as_input("dy", dy)
+    ranks = (4, 3, 2) if of.images == "NHWC" else (4, 3)
+    if dy.ndim not in ranks:
+        known = [of.letters("dy", rank) for rank in ranks]
+        checks.fail(f"dy has shape {dy.shape}, expected {', '.join(known[:-1])} or {known[-1]}")
+    checks.check_accumulate(accumulate, out)
+    dtype = checks.common_dtype(dy=dy)
+    batched = of.batched_images(dy.shape)
+    shape = batched[3:] if dy.ndim > 2 else ()
+    if out is not None:
+        checks.as_out("out", out, shape, dtype, {"dy": dy})
+    some = all(batched)
+    return dy, shape, planning.bias_program_of(batched, dtype, bool(accumulate), of.images) if some else None
+
+
+def check_backward(
     make: Callable[..., Backward],
     x: Any,
     w: Any,
@@ -653,8 +681,8 @@ def run_backward(
     strategy: Any,
     out: Any,
     accumulate: Any,
-) -> Gradients:
-    """Check the arrays of a backward pass, and run the plan that ``make`` makes for them."""
+) -> tuple[Backward, dict[str, Array], dict[str, Array]]:
+    """Check the arrays of a backward pass, whose plan ``make`` makes; return those results that are given, too."""
     needs = check_needs(needs)
     x, w, dy = checks.as_input("x", x), checks.as_input("w", w), checks.as_input("dy", dy)
     out = check_gradients(out, needs)
@@ -670,7 +698,41 @@ def run_backward(
     for name in needs:
         given = getattr(out, name)
         if given is not None:
-            results[name] = result(f"out.{name}", given, plan.shapes[name], dtype, inputs)
-            inputs[f"out.{name}"] = given
-    x, w, dy = (checks.prepare(array, dtype, array.shape) for array in (x, w, dy))
+            taken = inputs | {f"out.{other}": array for other, array in results.items()}
+            checks.as_out(f"out.{name}", given, plan.shapes[name], dtype, taken)
+            results[name] = given
+    return plan, inputs, results
+
+
+# ------------------------------------------------------------------------------------------------- runs
+
+
+def _run_pass(plan: Plan, inputs: dict[str, Array], out: Any, accumulate: bool = False) -> Array:
+    """Run the plan of a pass on its inputs, which are checked."""
+    dtype = plan.problem.dtype
+    result: Array = arrays.empty(plan.result_shape, dtype) if out is None else out
+    first, second, *b = (checks.prepare(array, dtype, array.shape) for array in inputs.values())
+    plan.run(first, second, b[0] if b else None, result, accumulate)
+    return result
+
+
+def run_forward(make: Callable[..., Plan], x: Any, w: Any, b: Any, options: Options, strategy: Any, out: Any) -> Array:
+    """Check the arrays of a forward pass, and run the plan that ``make`` makes for them."""
+    return _run_pass(*check_forward(make, x, w, b, options, strategy, out), out)
+
+
+def run_backward(
+    make: Callable[..., Backward],
+    x: Any,
+    w: Any,
+    dy: Any,
+    needs: Any,
+    options: Options,
+    strategy: Any,
+    out: Any,
+    accumulate: Any,
+) -> Gradients:
+    """Check the arrays of a backward pass, and run the plan that ``make`` makes for them."""
+    plan, inputs, results = check_backward(make, x, w, dy, needs, options, strategy, out, accumulate)
+    x, w, dy = (checks.prepare(array, plan.problem.dtype, array.shape) for array in inputs.values())
     return run_gradients(plan, x, w, dy, results, bool(accumulate))

@@ -77,16 +77,16 @@ class Plan:
         return {}
 
     @cached_property
-    def _small(self) -> bool:
-        """Whether one thread does it sooner than several are started."""
-        return self.problem.flops < machine.SERIAL_FLOPS
+    def cost(self) -> float:
+        """The predicted cycles of one core."""
+        return dict(self.costs).get(self.strategy, math.inf)
 
     def program(self, bias: bool = False, accumulate: bool = False, threads: int = 0) -> Program:
         """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there.
 
         On so many threads at most, where they are worth it; 0 for as many as Numba uses.
         """
-        wanted = bias, accumulate, 1 if self._small else threads or machine.threads()
+        wanted = bias, accumulate, _workers(self.cost, threads)
         found = self._programs.get(wanted)
         if found is None:
             program = self.of_images_as_they_are(Wanted(*wanted))
@@ -111,6 +111,22 @@ class Plan:
     def workspace(self) -> int:
         """Extra memory of a call, in bytes, with as many threads as there are now."""
         return self.program(self.pass_ == "forward").workspace if self.problem.n else 0
+
+    # ------------------------------------------------------------------------------------ in compiled code
+
+    @cached_property
+    def _numba_type_(self) -> Any:
+        """Its type in users' compiled functions, where Numba looks for it."""
+        from .njit import plans  # what few plans need
+
+        return plans.kind_of(self)
+
+    @cached_property
+    def _number(self) -> int:
+        """What it is in users' compiled functions."""
+        from .njit import answers
+
+        return answers.number(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}  # programs are this process's
@@ -146,7 +162,9 @@ class Plan:
         """
         if not (out is None and accumulate is False and self._fits(first, second, b)):
             with words_of("plan"):
-                first, second, b, out = self._checked(first, second, b, out, accumulate)
+                inputs = self.check(first, second, b, out, accumulate)
+                first, second, *bias = (checks.prepare(a, self.problem.dtype, a.shape) for a in inputs.values())
+                b = bias[0] if bias else None
         if out is None:
             return self.unchecked(first, second, b)
         self.run(first, second, b, out, accumulate)
@@ -183,15 +201,15 @@ class Plan:
             and (b is None or self.pass_ == "forward")
         )
 
-    def _checked(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> tuple[Any, Any, Any, Any]:
-        """Return the operands as they can be used, or refuse them in words."""
+    def check(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> dict[str, Array]:
+        """Return the operands by their names, or refuse them in words."""
         names = {"forward": ("x", "w"), "weight_grad": ("x", "dy"), "input_grad": ("dy", "w")}[self.pass_]
         if b is not None and self.pass_ != "forward":
-            fail(f"b is given, but a {self.pass_} has no bias")
+            fail(f"b is given, but {_a(self.pass_)} has no bias")
         if accumulate is not False:
             checks.check_accumulate(accumulate, out)
             if accumulate and self.pass_ != "weight_grad":
-                fail(f"accumulate is True, but only a weight_grad is added to what is there, not a {self.pass_}")
+                fail(f"accumulate is True, but only a weight_grad is added to what is there, not {_a(self.pass_)}")
         given = dict(zip((*names, "b"), (first, second, b), strict=True))
         inputs: dict[str, Array] = {}
         for (name, value), shape in zip(given.items(), self._shapes[:3], strict=True):
@@ -199,8 +217,7 @@ class Plan:
                 inputs[name] = checks.as_planned(name, value, shape, self.problem.dtype)
         if out is not None:
             checks.as_out("out", out, self._shapes[3], self.problem.dtype, inputs)
-        ready = [checks.prepare(a, self.problem.dtype, a.shape) for a in inputs.values()]
-        return (*ready, *[None] * (3 - len(ready)), out)
+        return inputs
 
     def run(self, first: Array, second: Array, b: Array | None, result: Array, accumulate: bool = False) -> None:
         """Run the pass on arrays that are as programs want them: of the plan's sizes, C-contiguous, aligned."""
@@ -231,6 +248,11 @@ class Plan:
                 *(f"  refused    {name}: {refusal}" for name, refusal in self.refused),
             )
         )
+
+
+def _a(pass_: Pass) -> str:
+    """Return a pass's name behind its article."""
+    return f"{'an' if pass_.startswith('i') else 'a'} {pass_}"
 
 
 def _layout_lines(layout: Layout) -> tuple[str, ...]:
@@ -315,9 +337,14 @@ class Backward:
         else:
             executor.run_calls(program, _named(zip(self.operands, (x, w, dy, dx, dw, db), strict=True)))
 
+    @cached_property
+    def _cost(self) -> float:
+        passes = {"dw": self.weight_grad, "dx": self.input_grad}
+        return sum(plan.cost for name, plan in passes.items() if name in self.needs)
+
     def program(self, accumulate: bool, threads: int = 0) -> Program:
         """Return what runs, on so many threads at most; 0 for as many as Numba uses."""
-        workers = 1 if self.weight_grad._small else threads or machine.threads()
+        workers = _workers(self._cost, threads)
         found = self._programs.get((accumulate, workers))
         if found is None:
             program = Program.joined(self._parts(accumulate, workers))
@@ -334,6 +361,11 @@ class Backward:
             yield program.moved({"dy": Place("x")}) if self.transposed else program
         if "dx" in self.needs:
             yield self.input_grad.of_images_as_they_are(Wanted(workers=workers))
+
+
+def _workers(cycles: float, threads: int) -> int:
+    """Return how many threads run a program: one where that is done sooner than several are started."""
+    return 1 if cycles < machine.SERIAL_CYCLES else threads or machine.threads()
 
 
 def _with_images(program: Program, problem: ConvProblem, layout: Layout) -> Program:

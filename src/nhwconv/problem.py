@@ -40,6 +40,11 @@ def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[in
     return total // 2, total - total // 2
 
 
+def _apart(size: int, out: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> bool:
+    """Whether outputs read pixels of their own, one beside another, and together all of them."""
+    return size == out * kernel and padding == (0, 0) and dilation == 1 and (stride == kernel or out == 1)
+
+
 @dataclass(frozen=True)
 class ConvProblem:
     """One batched NHWC convolution: sizes, stride, padding, dilation, groups and dtype.
@@ -117,6 +122,25 @@ class ConvProblem:
     def compute_dtype(self) -> np.dtype:
         """The dtype of the arithmetic: float32 for the half types, otherwise the problem's own."""
         return np.dtype(np.float32) if half(self.dtype) else self.dtype
+
+    @cached_property
+    def folded(self) -> ConvProblem:
+        """The same sums on the same memory, in which pixels that one output reads alone are channels of one pixel.
+
+        Kernels as wide as their stride, without padding, read each pixel of a row once: ``(w, c)`` is then as well
+        ``(ow, kw*c)``. So it is with a single output. Where a row has become one pixel, this holds for rows, too.
+        """
+        if self.groups > 1:  # whose channels would not lie side by side
+            return self
+        found = self
+        if self.kw > 1 and _apart(self.w, self.ow, self.kw, self.stride[1], self.padding[1], self.dilation[1]):
+            found = replace(
+                self, w=self.ow, c=self.kw * self.c, kw=1, stride=(self.stride[0], 1), dilation=(self.dilation[0], 1)
+            )
+        one = found.kh > 1 and found.w == found.kw == 1 and found.padding[1] == (0, 0)
+        if one and _apart(found.h, found.oh, found.kh, found.stride[0], found.padding[0], found.dilation[0]):
+            found = replace(found, h=found.oh, c=found.kh * found.c, kh=1, stride=(1, 1), dilation=(1, 1))
+        return found
 
     def __str__(self) -> str:
         (top, bottom), (left, right) = self.padding

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple, cast
-
-import numpy as np
+from typing import NamedTuple
 
 from . import checks
 from .planning import Backward
 from .runtime import arrays
 from .runtime.arrays import Array
 
-__all__ = ["Gradients", "check_gradients", "check_needs", "result", "run_gradients"]
+__all__ = ["Gradients", "check_gradients", "check_needs", "run_gradients"]
 
 
 class Gradients(NamedTuple):
@@ -31,14 +29,6 @@ class Gradients(NamedTuple):
     dx: Array | None = None
     dw: Array | None = None
     db: Array | None = None
-
-
-def result(name: str, out: Any, shape: tuple[int, ...], dtype: np.dtype[Any], inputs: dict[str, Array]) -> Array:
-    """Return where a result goes: `out`, checked, or a new array."""
-    if out is None:
-        return arrays.empty(shape, dtype)
-    checks.as_out(name, out, shape, dtype, inputs)
-    return cast("Array", out)
 
 
 def check_needs(needs: object) -> tuple[str, ...]:

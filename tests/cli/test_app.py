@@ -76,17 +76,17 @@ def test_clear_cache_deletes_the_kernels_and_nothing_else(tmp_path: Path) -> Non
     assert (again.returncode, again.stdout) == (0, f"deleted 0 kernels (0.0 MB) from {folder}\n")
 
 
-def test_clear_cache_deletes_what_was_tuned_when_asked(tmp_path: Path) -> None:
+def test_clear_cache_deletes_what_was_tuned_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "nhwconv" / "tuning"
     folder.mkdir(parents=True)
     for name in ("a.json", "b.json", "c.damaged"):
         (folder / name).touch()
-    where = {"NHWCONV_CACHE_DIR": str(tmp_path)}
-    assert "tuning" not in process("clear-cache", **where).stdout
-    assert f"tuning        {folder}: 2 entries, 0.0 MB\n" in process("info", **where).stdout
-    done = process("clear-cache", "--tuning", **where)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith(f"deleted 2 tuned choices from {folder}\n")
+    monkeypatch.setenv("NHWCONV_CACHE_DIR", str(tmp_path))
+    assert "tuning" not in run("clear-cache").output
+    assert f"tuning        {folder}: 2 entries, 0.0 MB\n" in run("info").output
+    done = run("clear-cache", "--tuning")
+    assert done.exit_code == 0
+    assert done.output.endswith(f"deleted 2 tuned choices from {folder}\n")
     assert not folder.exists()
 
 

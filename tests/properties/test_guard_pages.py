@@ -15,7 +15,7 @@ from guarded import DTYPES, LAYOUTS, Problem
 pytestmark = pytest.mark.skipif(sys.platform not in ("linux", "darwin"), reason="needs mprotect")
 
 #: How many random problems, over both processes together.
-PROBLEMS = amount(300, 5000)
+PROBLEMS = amount(200, 5000)
 
 
 class Worker:

@@ -32,7 +32,7 @@ class Form:
 
 def bits(case, dtype, pass_, strategy, form, workers):
     """Return a result's bits when every program runs in this form and for so many workers, however small it is."""
-    changes = (machine, "threads", lambda: workers), (machine, "SERIAL_FLOPS", 0), (executor, "launch", form)
+    changes = (machine, "threads", lambda: workers), (machine, "SERIAL_CYCLES", 0), (executor, "launch", form)
     with fresh.patched(*changes):
         return run(case, data_of(case, dtype), pass_, strategy).tobytes()
 

@@ -1,5 +1,6 @@
 """Compiling: what Numba is relied on for, bodies, threads of their own, interrupts, quiet."""
 
+import ctypes
 import logging
 import signal
 import threading
@@ -7,19 +8,21 @@ import time
 
 import numpy as np
 import pytest
+from numba import prange
 from numba.core.errors import TypingError
 
 import child
 import nhwconv as nc
 from nhwconv.codegen import native
 from nhwconv.codegen.simd import integers
-from nhwconv.runtime import jit
+from nhwconv.runtime import jit, machine
 from nhwconv.runtime.store import Store
 
 
 def test_names_of_numba_that_the_cache_uses():
     """The private parts of Numba that jit.py relies on; a new version that moves one fails here, by name."""
-    from numba.core import caching, ccallback, dispatcher
+    from numba import _dynfunc
+    from numba.core import caching, ccallback, codegen, dispatcher
     from numba.core.serialize import dumps
     from numba.np.ufunc import parallel
 
@@ -36,7 +39,9 @@ def test_names_of_numba_that_the_cache_uses():
     for name in ("load", "save", "flush"):
         assert callable(getattr(caching.IndexDataCacheFile, name)), name
         assert callable(getattr(Store, name)), name
-    assert {"compile", "address", "cache_hits"} <= set(dir(ccallback.CFunc))
+    assert {"compile", "native_name"} <= set(dir(ccallback.CFunc))
+    assert {"has_dynamic_globals", "_get_compiled_object"} <= set(dir(codegen.CodeLibrary))
+    assert {"Environment", "make_function"} <= set(dir(_dynfunc))
 
 
 # ---------------------------------------------------------------------------------------------------- bodies
@@ -78,6 +83,36 @@ def test_a_body_is_kept(folder):
     assert second.address
     assert (first.stats, second.stats) == ((0, 1), (1, 0))
     assert [file] == list(folder.rglob("*.bin"))
+
+
+@jit.device
+def write(target, i, value):
+    integers(target)[i] = value
+
+
+def add(target, a, b):
+    for i in prange(2):
+        write(target, i, a + b)
+
+
+def test_an_entry_is_called_by_python_and_by_c(folder):
+    """As it is compiled, and as it is loaded; what has to run before either does so once."""
+    table, begun = np.zeros(2, np.int64), []
+    for parallel in (False, True):
+        for stats in ((0, 1), (1, 0)):
+            entry = jit.Entry(add, lambda: begun.append(machine.threads()), parallel=parallel)
+            assert entry.stats == (0, 0)
+            for numbers in ((1, 2), (-5, 2**40)):
+                entry.call(table.ctypes.data, *numbers)
+                np.testing.assert_array_equal(table, sum(numbers))
+            assert entry.stats == stats
+            with pytest.raises(TypeError):
+                entry.call(table.ctypes.data, 1)
+            c = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 3)(entry.address)
+            c(table.ctypes.data, 3, 4)
+            np.testing.assert_array_equal(table, 7)
+    assert len(begun) == 4
+    assert len(list(folder.rglob("add-*.bin"))) == 2
 
 
 def test_closures_of_other_numbers_are_other_bodies(folder):

@@ -63,10 +63,3 @@ def test_threads_are_numbas():
     with pytest.raises(ZeroDivisionError), machine.at_most_threads(1):
         _ = 1 // 0
     assert machine.threads() == before
-
-
-def test_small_work_is_one_threads(monkeypatch):
-    """A launch would cost more than it saves."""
-    monkeypatch.setattr(machine, "threads", lambda: 7)
-    assert machine.workers(machine.SERIAL_FLOPS - 1) == 1
-    assert machine.workers(machine.SERIAL_FLOPS) == 7

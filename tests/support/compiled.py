@@ -178,9 +178,15 @@ MODULE = """
 import numba
 import nhwconv as nc
 
+PLAN = nc.plan("forward", (1, 8, 8, 4), (8, 3, 3, 4), padding=1)
+
 @numba.njit(cache=True)
 def gradients(x, w, dy):
     return nc.conv2d(x, w, padding="same"), nc.conv2d_backward(x, w, dy, padding=1, strategy=("loop", "winograd"))
+
+@numba.njit(cache=True)
+def planned(plan, x, w, dy):
+    return PLAN(x, w), plan(x, dy)
 """
 
 
@@ -195,7 +201,15 @@ def print_kept(folder: str) -> None:
     expected = nc.conv2d_backward(data.x, data.w, data.dy, padding=1, strategy=("loop", "winograd"))
     for got, want in zip(gradients, expected, strict=True):
         np.testing.assert_array_equal(got, want)
-    print(len(kept.gradients.stats.cache_hits), nc.__version__, Path(nc.__file__).parents[1])
+    plan = nc.plan("weight_grad", data.x.shape, data.w.shape, padding=1)
+    got, want = (f(plan, data.x, data.w, data.dy) for f in (kept.planned, kept.planned.py_func))
+    np.testing.assert_array_equal(got[0], want[0])
+    np.testing.assert_array_equal(got[1], want[1])
+    print(
+        min(len(f.stats.cache_hits) for f in (kept.gradients, kept.planned)),
+        nc.__version__,
+        Path(nc.__file__).parents[1],
+    )
 
 
 def print_other_layout(folder: str) -> None:

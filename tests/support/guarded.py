@@ -100,7 +100,7 @@ class Scratch:
         scratch, _, offsets = self._place(program)
         image = program.image(offsets)
         program._images.clear()  # these pages are never met again
-        forms = executor.in_parallel, executor.in_series
+        forms = executor.in_parallel.call, executor.in_series.call
         executor.launch(*forms, program.workers, image.ctypes.data, id(scratch), header, *operands)
 
     def run_calls(self, program: Program, named: dict[str, np.ndarray]) -> None:
@@ -111,7 +111,7 @@ class Scratch:
         for step in program.steps:
             if step.compiled:
                 image = program.image(offsets, step)
-                executor.in_series(image.ctypes.data, id(scratch), executor.HEADER, *operands)
+                executor.in_series.call(image.ctypes.data, id(scratch), executor.HEADER, *operands)
                 continue
             arguments = []
             for place, shape in zip(step.places, step.shapes, strict=True):

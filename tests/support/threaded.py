@@ -236,12 +236,9 @@ def small_calls(first: str, jobs: str, calls: str) -> None:
 
 def print_cache_statistics() -> None:
     """Print how many bodies, and forms of the executor, were loaded from the cache, and how many were compiled."""
-    from nhwconv.runtime import executor
-    from nhwconv.runtime.jit import Body
+    from nhwconv.runtime.jit import Body, Entry
 
-    counts = [body.stats for body in gc.get_objects() if isinstance(body, Body)]
-    for form in (executor.in_parallel, executor.in_series):
-        counts.append(tuple(sum(getattr(form.stats, name).values()) for name in ("cache_hits", "cache_misses")))
+    counts = [code.stats for code in gc.get_objects() if isinstance(code, (Body, Entry))]
     print(*(sum(count) for count in zip(*counts, strict=True)))
 
 

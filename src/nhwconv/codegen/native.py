@@ -16,10 +16,11 @@ from typing import Any, get_type_hints
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import types
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from ..runtime.jit import compiler_lock, shielded
+from ..runtime.machine import target
+from ..runtime.objects import load, target_machine
 from ..runtime.store import Store
 from .simd import I1, I64
 
@@ -99,7 +100,6 @@ def _flat(context: Any, builder: ir.IRBuilder, ty: types.Type, value: ir.Value) 
 
 _store = Store("native", {})
 _addresses: dict[str, int] = {}
-_engines: list[llvm.ExecutionEngine] = []  # they own the code
 
 
 class Native:
@@ -129,33 +129,21 @@ def _load_once(name: str, emit: Callable[[ir.Module, str], None]) -> int:
 
 
 def _load(name: str, emit: Callable[[ir.Module, str], None]) -> int:
-    key = name, cpu_target.target_context.codegen().magic_tuple()
+    key = name, target()
     code = _store.load(key)
     if code is None:
         code = _compile(name, emit)
         _store.save(key, code)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    _engines.append(engine)
-    return int(engine.get_function_address(name))
-
-
-def _machine() -> llvm.TargetMachine:
-    """Return a target machine as Numba makes it: the same CPU, features and code model."""
-    codegen = cpu_target.target_context.codegen()
-    options = {"opt": 3}
-    codegen._customize_tm_options(options)
-    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(**options)
+    return int(load(code).get_function_address(name))
 
 
 def _compile(name: str, emit: Callable[[ir.Module, str], None]) -> bytes:
     module = ir.Module(name)
     module.triple = llvm.get_process_triple()
     emit(module, name)
-    machine = _machine()
+    machine = target_machine()
     parsed = llvm.parse_assembly(str(module))
     parsed.verify()
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=1))
     passes.getModulePassManager().run(parsed, passes)
     return bytes(machine.emit_object(parsed))

@@ -12,17 +12,15 @@ from __future__ import annotations
 from functools import cache
 
 from ..runtime.jit import Body, ceil_div, device
-from ..runtime.records import Record, record
+from ..runtime.records import Share, record, record_of_task
 from .simd import at, copy, fill_zero, integers, numbers, transpose
 
 __all__ = ["Packing", "pack", "pack_columns", "pack_rows", "packed_size"]
 
 
-class Packing(Record):
-    """How the weights of one correlation are packed."""
+class Packing(Share):
+    """How the weights of one correlation are packed; a task is a tap of a panel."""
 
-    records: int  #: of the step
-    first_task: int  #: tasks: one is a tap of a panel
     groups: int
     columns: int  #: of one group and tap
     steps: int
@@ -40,15 +38,6 @@ class Packing(Record):
 def packed_size(groups: int, columns: int, depth: int, lanes: int) -> int:
     """Return the elements of packed weights: `depth` rows of whole vectors for each group."""
     return groups * depth * (-(-columns // lanes) * lanes)
-
-
-@device
-def _record_of_task(geometry, task):
-    """Return the number of the record that a task belongs to."""
-    i = 0
-    while i + 1 < record(geometry, 0, Packing).records and task >= record(geometry, i + 1, Packing).first_task:
-        i += 1
-    return i
 
 
 @device
@@ -75,7 +64,7 @@ def pack_columns(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
     """Pack w whose steps ``k`` are contiguous (``w_k = 1``): every LANES x LANES block is transposed."""
 
     def pack_columns(operands, geometry, worker, task, fresh):
-        g = record(geometry, _record_of_task(geometry, task), Packing)
+        g = record(geometry, record_of_task(geometry, task, Packing), Packing)
         table = integers(operands)
         w, packed = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
         j, source, target, width = _panel_of_task(g, task - g.first_task, WIDTH, LANES)
@@ -94,7 +83,7 @@ def pack_rows(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
     """Pack w whose columns ``j`` are contiguous (``w_j = 1``): every row is copied."""
 
     def pack_rows(operands, geometry, worker, task, fresh):
-        g = record(geometry, _record_of_task(geometry, task), Packing)
+        g = record(geometry, record_of_task(geometry, task, Packing), Packing)
         table = integers(operands)
         w, packed = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
         j, source, target, width = _panel_of_task(g, task - g.first_task, WIDTH, LANES)

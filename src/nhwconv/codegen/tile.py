@@ -276,16 +276,36 @@ class _Tile:
             cgutils.for_range(builder, value["sum.inner"]) as inner,
         ):
             self._product(self._at("a", self.a, outer, inner), self._at("b", value["b.at"], outer, inner))
-        with builder.if_then(builder.and_(value["add"], builder.not_(one_row))):
-            self._each(self.e, value["e.row"], self._add_from)
+        self._split(lambda masked: self._finish(builder.and_(value["add"], builder.not_(one_row)), masked))
+
+    def _split(self, emit):
+        """Emit the code where the last vector is whole, without masks, and that where it is not, with them.
+
+        Before AVX-512 a load with a mask is slow, or many instructions, and a store takes as long as twelve others.
+        """
+        if machine.vector_bytes() == 64:
+            emit(True)
+            return
+        with self.builder.if_else(self.whole) as (then, otherwise):
+            with then:
+                emit(False)
+            with otherwise:
+                emit(True)
+
+    def _finish(self, add, masked):
+        """Add E where asked, and store the sums."""
+        builder, value = self.builder, self.value
+        mask = self.mask if masked else None
+        with builder.if_then(add):
+            self._each(self.e, value["e.row"], self._add_from, mask)
         if isinstance(value["stream"], ir.Constant):  # never
-            self._each(self.c, value["c.row"], self._store_to)
+            self._each(self.c, value["c.row"], self._store_to, mask)
             return
         with builder.if_else(self._may_stream()) as (then, otherwise):
             with then:
-                self._each(self.c, value["c.row"], self._stream_to)
+                self._each(self.c, value["c.row"], self._stream_to, mask)
             with otherwise:
-                self._each(self.c, value["c.row"], self._store_to)
+                self._each(self.c, value["c.row"], self._store_to, mask)
 
     def _start(self, from_e):
         """Start all rows' sums from E where it is one row for all, from zero otherwise."""
@@ -315,15 +335,10 @@ class _Tile:
 
     def _product(self, a, b):
         """Add the products of one run of k, from these addresses on."""
-        if not self.exact or machine.vector_bytes() == 64:
-            self._run(a, b, self.mask if self.exact else None)
-            return
-        # Before AVX-512 a load with a mask is slow, or many instructions.
-        with self.builder.if_else(self.whole) as (then, otherwise):
-            with then:
-                self._run(a, b, None)
-            with otherwise:
-                self._run(a, b, self.mask)
+        if self.exact:
+            self._split(lambda masked: self._run(a, b, self.mask if masked else None))
+        else:
+            self._run(a, b, None)
 
     def _run(self, a, b, mask):
         """Add these products; the last vector of B is loaded with a mask."""
@@ -352,14 +367,14 @@ class _Tile:
     def _row(self, a, m):
         return self.builder.gep(a, [self.builder.mul(i64(m), self.value["a.row"])])
 
-    def _each(self, base, stride, action):
-        """Do something to each vector of the tile: (its sum, its address, its mask)."""
+    def _each(self, base, stride, action, mask):
+        """Do something to each vector of the tile: (its sum, its address, the mask of the last)."""
         builder = self.builder
         for m in range(self.m):
             row = builder.gep(base, [builder.mul(i64(m), stride)])
             for j in range(self.v):
                 address = builder.gep(row, [i64(j * self.emitter.lanes)])
-                action(self.sums[m][j], address, self.mask if j == self.v - 1 else None)
+                action(self.sums[m][j], address, mask if j == self.v - 1 else None)
 
     def _add_from(self, s, address, mask):
         builder = self.builder

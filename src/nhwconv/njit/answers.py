@@ -1,12 +1,10 @@
-"""Python's side of calls from compiled code: the checks, plans and words of the public functions.
-
-This is all that knows the inside of `nhwconv.ops`.
-"""
+"""Python's side of calls from compiled code: the checks, plans and words of the public functions, and of plans."""
 
 from __future__ import annotations
 
 import ctypes
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,10 +12,13 @@ import numpy as np
 
 from .. import checks, ops, planning
 from ..checks import Options, words_of
-from ..problem import ConvProblem
+from ..layouts import IMAGES, WEIGHTS, Layout
+from ..planning import Backward, Plan
 from ..program import Program
 from ..runtime.arrays import Array
+from ..runtime.jit import compiler_lock
 from . import layout, table
+from .functions import FUNCTIONS, PLANS, Function
 from .layout import (
     ACCUMULATE,
     ARRAYS,
@@ -33,6 +34,7 @@ from .layout import (
     FLAGS,
     FUNCTION,
     GROUPS,
+    IMAGES_SHIFT,
     ITEMSIZE_SHIFT,
     OPERANDS,
     PADDING,
@@ -46,9 +48,10 @@ from .layout import (
     STRIDES,
     TEXT_OF_PADDING,
     TEXT_OF_STRATEGY,
+    WEIGHTS_SHIFT,
 )
 
-__all__ = ["serve"]
+__all__ = ["number", "plans", "serve"]
 
 Shape = tuple[int, ...]
 
@@ -104,13 +107,15 @@ class Question:
 
     def __init__(self, address: int) -> None:
         self.words: Any = (ctypes.c_int64 * layout.QUESTION).from_address(address)
-        self.function: int = self.words[FUNCTION]
+        name = layout.FUNCTIONS[self.words[FUNCTION]]
+        self.plan = plans[self.words[SIZE]] if name == "plan" else None
+        self.function: Function = FUNCTIONS[name] if self.plan is None else PLANS[self.plan.pass_]
         self.accumulate = bool(self.words[FLAGS] & ACCUMULATE)
         self.needs = tuple(n for n, flag in (("dx", DX), ("dw", DW), ("db", DB)) if self.words[FLAGS] & flag)
 
     def array(self, name: str) -> Array | None:
         """Return an array as the caller has it, None where there is none."""
-        block = BLOCKS + ARRAYS.index(name) * BLOCK
+        block = BLOCKS + self.function.role(name) * BLOCK
         code = self.words[block + CODE]
         if not code:
             return None
@@ -123,10 +128,9 @@ class Question:
             found.flags.writeable = False
         return found
 
-    def given(self, *names: str) -> dict[str, Array]:
-        """Return those of some arrays that there are."""
-        found = ((name, self.array(name)) for name in names)
-        return {name: array for name, array in found if array is not None}
+    def arrays(self) -> Any:
+        """Return the inputs, in the order in which the function takes them."""
+        return [self.array(name) for name in self.function.inputs]
 
     def text(self, at: int) -> str:
         """Return a text; Python's strings have one, two or four bytes a character, as the last of them needs."""
@@ -139,10 +143,25 @@ class Question:
     @property
     def options(self) -> Options:
         """Stride, padding, dilation and groups, checked."""
+        one = self.function.dimensions == 1
         top, bottom, left, right = self.words[PADDING : PADDING + 4]
-        padding = self.text(TEXT_OF_PADDING) if self.words[PADDING_TEXT] else ((top, bottom), (left, right))
+        padding: Any = (top, left) if one else ((top, bottom), (left, right))
+        if self.words[PADDING_TEXT]:
+            padding = self.text(TEXT_OF_PADDING)
         stride, dilation = tuple(self.words[STRIDE : STRIDE + 2]), tuple(self.words[DILATION : DILATION + 2])
-        return Options.of(stride, padding, dilation, self.words[GROUPS])
+        if one:
+            stride, dilation = stride[1:], dilation[1:]
+        more: Any = self.size if self.function.exchanged else None
+        if more is not None and one:
+            more = more[1:]
+        return Options.of(stride, padding, dilation, self.words[GROUPS], self.layout, more)
+
+    @property
+    def layout(self) -> Layout:
+        """The order of axes."""
+        flags, weights = self.words[FLAGS], self.words[FLAGS] >> WEIGHTS_SHIFT & 0xF
+        images = IMAGES[flags >> IMAGES_SHIFT & 0xF]
+        return checks.as_layout(images, WEIGHTS[weights - 1] if weights else None, self.function.dimensions)
 
     @property
     def strategy(self) -> str | tuple[str, ...]:
@@ -152,7 +171,7 @@ class Question:
 
     @property
     def size(self) -> tuple[int, int] | None:
-        """Of a kernel or an input."""
+        """Of a kernel or an input, or an output padding."""
         return tuple(self.words[SIZE : SIZE + 2]) if self.words[SIZED] else None
 
     @property
@@ -161,101 +180,82 @@ class Question:
         return {name: self.words[OPERANDS + i] for i, name in enumerate(ARRAYS) if self.words[OPERANDS + i]}
 
 
-# ------------------------------------------------------------------------------------- the public functions
+# ----------------------------------------------------------------------------------------------- answers
 
 
-def _answer(
-    problem: ConvProblem, program: Callable[[], Program], results: list[Shape], accumulate: bool = False
-) -> Answer:
-    x, w, y, d = problem.x_shape, problem.w_shape, problem.y_shape, (problem.d,)
-    arrays = {"x": x, "w": w, "b": d, "y": y, "dy": y, "dx": x, "dw": w, "db": d}
-    return Answer(program() if problem.n else None, arrays, problem.dtype, results, accumulate)
+def _answer(plan: Plan | Backward, program: Callable[[], Program], results: list[Shape], accumulate: bool) -> Answer:
+    problem = plan.problem
+    x, w, y = problem.x_shape, problem.w_shape, problem.y_shape
+    arrays = {"x": x, "w": w, "y": y, "dy": y, "dx": x, "dw": w}
+    bias = {"b": plan.form.b, "db": plan.form.b}
+    return Answer(program() if problem.n else None, arrays | bias, problem.dtype, results, accumulate)
 
 
-def _check_out(q: Question, name: str, shape: Shape, dtype: np.dtype[Any], inputs: dict[str, Array]) -> None:
-    out = q.array(name)
-    if out is not None:
-        checks.as_out("out", out, shape, dtype, inputs)
+def _pass(plan: Plan, inputs: dict[str, Array], accumulate: bool = False) -> Answer:
+    return _answer(plan, lambda: plan.program("b" in inputs, accumulate), [plan.result_shape], accumulate)
 
 
-def _conv2d(q: Question) -> Answer:
-    inputs = q.given("x", "w", "b")
-    x, w = inputs["x"], inputs["w"]
-    dtype = checks.common_dtype(**inputs)
-    plan = ops._plan("forward", x.shape, w.shape, dtype, q.options, q.strategy)
-    if "b" in inputs:
-        checks.check_bias(inputs["b"], plan.form.b)
-    _check_out(q, "y", plan.form.y, dtype, inputs)
-    return _answer(plan.problem, lambda: plan.program("b" in inputs), [plan.form.y])
+def _forward(q: Question) -> Answer:
+    make = ops.transposed_plan if q.function.exchanged else ops.forward_plan
+    x, w, b = q.arrays()
+    return _pass(*ops.check_forward(make, x, w, b, q.options, q.strategy, q.array("y")))
 
 
-def _conv2d_weight_grad(q: Question) -> Answer:
-    inputs = q.given("x", "dy")
-    x, dy, out = inputs["x"], inputs["dy"], q.array("dw")
-    checks.check_accumulate(q.accumulate, out)
-    dtype = checks.common_dtype(**inputs)
-    options = q.options
-    sizes = checks.kernel_size_key(q.size, None if out is None else out.shape)
-    plan = ops._weight_grad_plan(x.shape, dy.shape, dtype, options, sizes, q.strategy)
-    _check_out(q, "dw", plan.form.w, dtype, inputs)
-    return _answer(plan.problem, lambda: plan.program(False, q.accumulate), [plan.form.w], q.accumulate)
+def _weight_grad(q: Question) -> Answer:
+    x, dy = q.arrays()
+    checked = ops.check_weight_grad(x, dy, q.size, q.options, q.strategy, q.array("dw"), q.accumulate)
+    return _pass(*checked, q.accumulate)
 
 
-def _conv2d_bias_grad(q: Question) -> Answer:
-    inputs = q.given("dy")
-    dy, out = inputs["dy"], q.array("db")
-    if dy.ndim not in (2, 3, 4):
-        checks.fail(f"dy has shape {dy.shape}, expected (N, OH, OW, D), (OH, OW, D) or (OH, OW)")
-    checks.check_accumulate(q.accumulate, out)
-    shape = dy.shape[-1:] if dy.ndim > 2 else ()
-    _check_out(q, "db", shape, dy.dtype, inputs)
-    d = dy.shape[-1] if dy.ndim > 2 else 1
-    pixels = dy.size // d if d else 0
-    program = planning.bias_program(pixels, d, dy.dtype, q.accumulate) if pixels else None
-    return Answer(program, {"dy": (pixels, d), "db": (d,)}, dy.dtype, [shape], q.accumulate)
+def _bias_grad(q: Question) -> Answer:
+    dy, shape, program = ops.check_bias_grad(q.array("dy"), q.layout, q.array("db"), q.accumulate)
+    return Answer(program, {"dy": dy.shape, "db": shape}, dy.dtype, [shape], q.accumulate)
 
 
-def _conv2d_input_grad(q: Question) -> Answer:
-    inputs = q.given("dy", "w")
-    dy, w, out, size = inputs["dy"], inputs["w"], q.array("dx"), q.size
-    dtype = checks.common_dtype(**inputs)
-    if size is None and out is not None and out.ndim == {4: 4, 3: 3}.get(dy.ndim, w.ndim):
-        size = out.shape[1:3] if out.ndim == 4 else out.shape[:2]
-    sizes = None if size is None else checks.pair("input_size", size, 1)
-    plan = ops._input_grad_plan(dy.shape, w.shape, dtype, q.options, sizes, q.strategy)
-    _check_out(q, "dx", plan.form.x, dtype, inputs)
-    return _answer(plan.problem, plan.program, [plan.form.x])
+def _input_grad(q: Question) -> Answer:
+    dy, w = q.arrays()
+    return _pass(*ops.check_input_grad(dy, w, q.size, q.options, q.strategy, q.array("dx")))
 
 
-def _conv2d_backward(q: Question) -> Answer:
-    inputs = q.given("x", "w", "dy")
-    x, w, dy = inputs["x"], inputs["w"], inputs["dy"]
-    outs = q.given("dx", "dw", "db")
-    for name in outs:
-        if name not in q.needs:
-            checks.fail(f"out.{name} is given, but {name} is not in needs")
-    for name in ("dw", "db"):
-        if name in q.needs:
-            checks.check_accumulate(q.accumulate, outs.get(name), f"out.{name}")
-    dtype = checks.common_dtype(**inputs)
-    options = q.options
-    plan = ops.backward_plan(x.shape, w.shape, dtype, options, q.needs, q.strategy)
-    checks.check_dy(dy.shape, plan.dy, options.layout)
-    for name in q.needs:
-        if name in outs:
-            checks.as_out(f"out.{name}", outs[name], plan.shapes[name], dtype, inputs)
-            inputs[f"out.{name}"] = outs[name]
-    shapes = [plan.shapes[name] for name in ("dx", "dw", "db")]
-    return _answer(plan.problem, lambda: plan.program(q.accumulate), shapes, q.accumulate)
+def _backward(q: Question) -> Answer:
+    make = ops.transposed_backward_plan if q.function.exchanged else ops.backward_plan
+    x, w, dy = q.arrays()
+    out = ops.Gradients(*map(q.array, q.function.results))
+    checked = ops.check_backward(make, x, w, dy, q.needs, q.options, q.strategy, out, q.accumulate)
+    plan = checked[0]
+    shapes = [plan.shapes[name] for name in q.function.results]
+    return _answer(plan, lambda: plan.program(q.accumulate), shapes, q.accumulate)
 
 
-_FUNCTIONS: dict[int, Callable[[Question], Answer]] = {
-    layout.FORWARD: _conv2d,
-    layout.WEIGHT_GRAD: _conv2d_weight_grad,
-    layout.BIAS_GRAD: _conv2d_bias_grad,
-    layout.INPUT_GRAD: _conv2d_input_grad,
-    layout.BACKWARD: _conv2d_backward,
+def _called(q: Question) -> Answer:
+    assert q.plan is not None
+    first, second, b = q.arrays()
+    inputs = q.plan.check(first, second, b, q.array(q.function.results[0]), q.accumulate)
+    return _pass(q.plan, inputs, q.accumulate)
+
+
+_ANSWERS: dict[tuple[str, ...], Callable[[Question], Answer]] = {
+    ("y",): _forward,
+    ("dw",): _weight_grad,
+    ("db",): _bias_grad,
+    ("dx",): _input_grad,
+    ("dx", "dw", "db"): _backward,
 }
+
+# ----------------------------------------------------------------------------------------------- plans
+
+#: Plans that compiled code has had, by their numbers; 0 is none.
+plans: dict[int, Plan] = {}
+_numbers: dict[Plan, int] = {}
+
+
+def number(plan: Plan) -> int:
+    """Return the number of a plan; those that are equal have one."""
+    with compiler_lock:
+        found = _numbers.setdefault(plan, len(_numbers) + 1)
+        plans.setdefault(found, plan)
+    return found
+
 
 # --------------------------------------------------------------------------------------------- requests
 
@@ -265,18 +265,11 @@ ops.forgetting.append(table.clear)
 def _plan(question: int) -> int:
     """Check a question and plan; return the entry."""
     q = Question(question)
-    function = _FUNCTIONS[q.function]
-    with words_of(function.__name__[1:]):
-        answer = function(q)
+    with words_of(q.function.name):
+        answer = (_ANSWERS[q.function.results] if q.plan is None else _called)(q)
     program = answer.program
     native = program if program is not None and program.native else None
     return table.insert(q.words, native, answer.results, answer)
-
-
-def _perform(question: int, entry: int) -> int:
-    """Run what compiled code cannot."""
-    table.known(entry).perform(Question(question).operands)
-    return 0
 
 
 def serve(version: int, request: int, question: int, entry: int) -> int:
@@ -288,4 +281,9 @@ def serve(version: int, request: int, question: int, entry: int) -> int:
         )
     if request == layout.STATE:
         return table.state()
-    return _plan(question) if request == layout.PLAN else _perform(question, entry)
+    if request == layout.NUMBER:
+        return number(pickle.loads(ctypes.string_at(question, entry)))
+    if request == layout.PLAN:
+        return _plan(question)
+    table.known(entry).perform(Question(question).operands)
+    return 0

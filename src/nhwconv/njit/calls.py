@@ -6,17 +6,20 @@ address of anything: those are found by way of the state, whose address each lib
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
+from numba.core.imputils import impl_ret_new_ref
+from numba.np.arrayobj import load_item, make_array, populate_array, store_item
 from numba.np.numpy_support import as_dtype
 
 from . import layout
+from .functions import Function
+from .kinds import Resolved, is_none, items_of, resolve, value_of
 
-__all__ = ["consult", "items_of", "result", "run"]
+__all__ = ["lower", "number_of", "write"]
 
 _MODULE = "nhwconv.njit"
 _I64 = ir.IntType(64)
@@ -115,16 +118,6 @@ def _call(builder: Any, state: Any, function: int, question: Any, entry: Any) ->
 # ------------------------------------------------------------------------------------------- the question
 
 
-def _is_none(kind: Any) -> bool:
-    return isinstance(kind, types.NoneType) or (isinstance(kind, types.Omitted) and kind.value is None)
-
-
-def items_of(kind: Any) -> tuple[Any, ...] | None:
-    """Return the types in a tuple's; None for any other."""
-    items: Any = kind
-    return tuple(items) if isinstance(kind, types.BaseTuple) else None
-
-
 class _Writer:
     """Writes a question."""
 
@@ -144,6 +137,8 @@ class _Writer:
         items = items_of(kind)
         if items is None:
             return [self.number(kind, value)] * 2
+        if len(items) == 1:
+            return self.pair(items[0], self.builder.extract_value(value, 0))
         return [self.number(item, self.builder.extract_value(value, i)) for i, item in enumerate(items)]
 
     def put(self, at: int, *values: Any) -> None:
@@ -159,6 +154,9 @@ class _Writer:
             self.text(kind, value, layout.PADDING_TEXT, layout.TEXT_OF_PADDING)
             return
         items = items_of(kind) or ()
+        if len(items) == 1:
+            self.padding(items[0], self.builder.extract_value(value, 0))
+            return
         if any(items_of(item) is not None for item in items):
             pads = [self.pair(item, self.builder.extract_value(value, i)) for i, item in enumerate(items)]
         else:
@@ -193,7 +191,7 @@ class _Writer:
     def array(self, kind: Any, value: Any, role: int, scalar: int) -> None:
         """Write what is known of an array; a number has no axes and `scalar` bytes."""
         at = layout.BLOCKS + role * layout.BLOCK
-        if _is_none(kind):
+        if is_none(kind):
             self.put(at + layout.CODE, 0)
             return
         code = layout.PRESENT
@@ -220,9 +218,10 @@ _BASIS, _PRIME = 0x4BF29CE484222325, 0x100000001B3
 
 
 def _hash_of(text: str) -> int:
-    """Return the hash of a text of one byte a character."""
+    """Return the hash of a text as Python has it in memory, with as many bytes a character as the last one needs."""
+    most, order = max(map(ord, text), default=0), "le" if sys.byteorder == "little" else "be"
     h = _BASIS
-    for byte in text.encode("latin-1"):
+    for byte in text.encode("latin-1" if most < 256 else f"utf-16-{order}" if most < 65536 else f"utf-32-{order}"):
         h = (h ^ byte) * _PRIME % 2**64
     h |= 1
     return h - 2**64 if h >= 2**63 else h
@@ -230,44 +229,11 @@ def _hash_of(text: str) -> int:
 
 def _text_of(kind: Any) -> str | None:
     """Return a text, or names as one text, where it is known as code is compiled."""
-    value = kind.value if isinstance(kind, types.Omitted) else getattr(kind, "literal_value", None)
+    value = value_of(kind)
     items = items_of(kind)
     if items is not None and all(isinstance(item, types.StringLiteral) for item in items):
         value = "".join(item.literal_value + layout.SEPARATOR for item in items)
     return value if isinstance(value, str) else None
-
-
-@intrinsic(prefer_literal=True)
-def consult(
-    typingctx: Any, function: Any, flags: Any, accumulate: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
-    size: Any, strategy: Any, x: Any, w: Any, b: Any, y: Any, dy: Any, dx: Any, dw: Any, db: Any,
-) -> tuple[Any, Any]:  # fmt: skip
-    """Return the address of a question that is answered; where it is refused, Python's error is on its way."""
-    kinds = (function, flags, accumulate, stride, padding, dilation, groups, size, strategy, x, w, b, y, dy, dx, dw, db)
-    scalar = as_dtype(w.dtype).itemsize if isinstance(w, types.Array) else 0
-
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        words = _Words(builder, cgutils.alloca_once(builder, ir.ArrayType(_I64, layout.QUESTION)))
-        writer = _Writer(context, builder, words)
-        given = dict(zip(("function", "flags", "accumulate", "stride", "padding", "dilation", "groups", "size",
-                          "strategy", *layout.ARRAYS), zip(sig.args, args, strict=True), strict=True))  # fmt: skip
-        added = builder.and_(writer.number(*given["accumulate"]), _i64(1))
-        writer.put(layout.FUNCTION, writer.number(*given["function"]))
-        writer.put(layout.FLAGS, builder.or_(writer.number(*given["flags"]), added))
-        writer.put(layout.STRIDE, *writer.pair(*given["stride"]))
-        writer.padding(*given["padding"])
-        writer.put(layout.DILATION, *writer.pair(*given["dilation"]))
-        writer.put(layout.GROUPS, writer.number(*given["groups"]))
-        none = _is_none(sig.args[7])
-        writer.put(layout.SIZED, int(not none), *([_i64(0)] * 2 if none else writer.pair(*given["size"])))
-        writer.text(*given["strategy"], layout.STRATEGY, layout.TEXT_OF_STRATEGY)
-        for role, name in enumerate(layout.ARRAYS):
-            writer.array(*given[name], role, scalar)
-        question = builder.ptrtoint(words.first, _I64)
-        _answer(context, builder, words, question)
-        return question
-
-    return types.intp(*kinds), codegen
 
 
 def _answer(context: Any, builder: Any, words: _Words, question: Any) -> None:
@@ -279,51 +245,158 @@ def _answer(context: Any, builder: Any, words: _Words, question: Any) -> None:
         words[layout.ANSWER] = entry
 
 
-# ------------------------------------------------------------------------------------------ what answers
+# ---------------------------------------------------------------------------------------------- the call
 
 
-@intrinsic(prefer_literal=True)
-def result(typingctx: Any, question: Any, index: Any, axes: Any, like: Any) -> tuple[Any, Any]:
-    """Return a new array for a result: of so many axes, and of the elements of a type."""
-    kind = types.Array(like.dtype, axes.literal_value, "C")
-    place = layout.RESULTS + layout.AXES * index.literal_value
+class _Value(NamedTuple):
+    """A value and its type."""
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        entry = _Words(builder, _Words(builder, args[0])[layout.ANSWER])
-        shape = [entry[place + axis] for axis in range(kind.ndim)]
-        strides = [_i64(as_dtype(kind.dtype).itemsize)]
-        for size in reversed(shape):
-            strides.insert(0, builder.mul(strides[0], size))
-        nbytes, *strides = strides
-        meminfo = context.nrt.meminfo_alloc_aligned(builder, nbytes, _ALIGNMENT)
-        array = make_array(kind)(context, builder)
-        data = context.nrt.meminfo_data(builder, meminfo)
-        populate_array(
-            array,
-            data=builder.bitcast(data, context.get_data_type(kind.dtype).as_pointer()),
-            shape=cgutils.pack_array(builder, shape, ty=_I64),
-            strides=cgutils.pack_array(builder, strides, ty=_I64),
-            itemsize=_i64(as_dtype(kind.dtype).itemsize),
-            meminfo=meminfo,
+    kind: Any
+    value: Any = None
+
+
+#: What a function has for options that it does not take.
+_DEFAULTS = {
+    name: _Value(types.Omitted(default))
+    for name, default in (
+        ("stride", 1), ("padding", 0), ("dilation", 1), ("groups", 1), ("strategy", "auto"), ("accumulate", False)
+    )
+}  # fmt: skip
+_SIZES = "kernel_size", "input_size", "output_padding"
+_NONE = _Value(types.none)
+
+
+class _Call:
+    """The code of one call."""
+
+    def __init__(self, context: Any, builder: Any, function: Function, given: dict[str, _Value], new: Any) -> None:
+        self.context, self.builder, self.function, self.given = context, builder, function, given
+        self.resolved: Resolved = resolve(function, {name: value.kind for name, value in given.items()}, new)
+        self.words = _Words(builder, cgutils.alloca_once(builder, ir.ArrayType(_I64, layout.QUESTION)))
+        self.question = builder.ptrtoint(self.words.first, _I64)
+        self.new: list[_Value] = []  #: arrays that only this code knows
+
+    def _argument(self, name: str) -> _Value:
+        return self.given.get(name) or _DEFAULTS.get(name, _NONE)
+
+    def _out(self, name: str) -> _Value:
+        """Return a result that the caller gives, or none."""
+        if name not in self.resolved.given:
+            return _NONE
+        value = self.given["out"].value
+        if len(self.function.results) > 1:
+            value = self.builder.extract_value(value, self.function.results.index(name))
+        return _Value(self.resolved.given[name], value)
+
+    def ask(self, plan: Any) -> None:
+        """Write the question, and have it answered."""
+        writer, function = _Writer(self.context, self.builder, self.words), self.function
+        added = self.builder.and_(writer.number(*self._argument("accumulate")), _i64(layout.ACCUMULATE))
+        writer.put(layout.FUNCTION, function.number)
+        writer.put(layout.FLAGS, self.builder.or_(_i64(self.resolved.flags), added))
+        writer.put(layout.STRIDE, *writer.pair(*self._argument("stride")))
+        writer.padding(*self._argument("padding"))
+        writer.put(layout.DILATION, *writer.pair(*self._argument("dilation")))
+        writer.put(layout.GROUPS, writer.number(*self._argument("groups")))
+        size = next((self.given[name] for name in _SIZES if name in self.given), _NONE)
+        none = is_none(size.kind)
+        writer.put(layout.SIZED, int(not none), *([_i64(0)] * 2 if none else writer.pair(*size)))
+        if plan is not None:
+            writer.put(layout.SIZE, plan)
+        writer.text(*self._argument("strategy"), layout.STRATEGY, layout.TEXT_OF_STRATEGY)
+        arrays = {function.role(name): self.given[name] for name in function.inputs}
+        arrays |= {function.role(name): self._out(name) for name in function.results}
+        w = self.given.get("w", _NONE).kind
+        scalar = as_dtype(w.dtype).itemsize if isinstance(w, types.Array) else 0
+        for role in range(len(layout.ARRAYS)):
+            writer.array(*arrays.get(role, _NONE), role, scalar)
+        _answer(self.context, self.builder, self.words, self.question)
+
+    # ------------------------------------------------------------------------------------------ operands
+
+    def _number(self, kind: Any, value: Any) -> Any:
+        """Return where a number is, in the dtype of the arithmetic; a Python number takes w's dtype first."""
+        if not isinstance(kind, types.Array):
+            w = self.given["w"].kind.dtype
+            kind, value = w, self.context.cast(self.builder, value, kind, w)
+        else:
+            array = make_array(kind)(self.context, self.builder, value)
+            kind, value = kind.dtype, self.context.unpack_value(self.builder, kind.dtype, array.data)
+        return cgutils.alloca_once_value(
+            self.builder, self.context.cast(self.builder, value, kind, self.resolved.dtype)
         )
-        return array._getvalue()
 
-    return kind(question, index, axes, like), codegen
+    def _operand(self, kind: Any, value: Any) -> Any:
+        """Return the address of an array as programs take it: C-contiguous, and of the dtype of the arithmetic."""
+        array = isinstance(kind, types.Array)
+        dtype = self.resolved.dtype
+        if not array or (kind.ndim == 0 and kind.dtype != dtype):
+            return self.builder.ptrtoint(self._number(kind, value), _I64)
+        if kind.dtype != dtype or (kind.ndim and kind.layout != "C") or not kind.aligned:
+            value = self._copy(kind, value)
+            kind = types.Array(dtype, kind.ndim, "C")
+            self.new.append(_Value(kind, value))
+        return self.builder.ptrtoint(make_array(kind)(self.context, self.builder, value).data, _I64)
 
+    def _copy(self, kind: Any, value: Any) -> Any:
+        """Return a copy that is contiguous and of the dtype of the arithmetic.
 
-@intrinsic
-def run(
-    typingctx: Any, question: Any, x: Any, w: Any, b: Any, y: Any, dy: Any, dx: Any, dw: Any, db: Any
-) -> tuple[Any, Any]:
-    """Run what a question was answered, on arrays that are C-contiguous and of one dtype."""
+        `copy[...] = a` does the same, and takes Numba seconds to compile.
+        """
+        context, builder, dtype = self.context, self.builder, self.resolved.dtype
+        array = make_array(kind)(context, builder, value)
+        shape, strides = (cgutils.unpack_tuple(builder, each, kind.ndim) for each in (array.shape, array.strides))
+        to = types.Array(dtype, kind.ndim, "C")
+        copy = _empty(context, builder, to, shape)
+        copied = make_array(to)(context, builder, copy)
+        to_strides = cgutils.unpack_tuple(builder, copied.strides, kind.ndim)
+        with cgutils.loop_nest(builder, shape, _I64) as places:
+            source = cgutils.get_item_pointer2(context, builder, array.data, shape, strides, "A", places)
+            place = cgutils.get_item_pointer2(context, builder, copied.data, shape, to_strides, "C", places)
+            item = load_item(context, builder, kind, source)
+            store_item(context, builder, to, context.cast(builder, item, kind.dtype, dtype), place)
+        return copy
 
-    def codegen(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        question, words = args[0], _Words(builder, args[0])
-        for role, (kind, value) in enumerate(zip(sig.args[1:], args[1:], strict=True)):
-            data: Any = 0
-            if not _is_none(kind):
-                data = builder.ptrtoint(make_array(kind)(context, builder, value).data, _I64)
-            words[layout.OPERANDS + role] = data
+    def _result(self, name: str) -> _Value:
+        """Return where a result goes: what the caller gave, or a new array."""
+        kind, given = self.resolved.results[name], self._out(name)
+        if not is_none(given.kind):
+            self.context.nrt.incref(self.builder, kind, given.value)
+            return given
+        place = layout.RESULTS + layout.AXES * self.function.results.index(name)
+        entry = _Words(self.builder, self.words[layout.ANSWER])
+        return _Value(kind, _empty(self.context, self.builder, kind, [entry[place + i] for i in range(kind.ndim)]))
+
+    # ----------------------------------------------------------------------------------------------- run
+
+    def run(self) -> Any:
+        """Run what answers, and return the results."""
+        operands: list[Any] = [0] * len(layout.ARRAYS)
+        for name in self.function.inputs:
+            if not is_none(self.given[name].kind):
+                operands[self.function.role(name)] = self._operand(*self.given[name])
+        results = {name: self._result(name) for name in self.resolved.results}
+        for name, (kind, value) in results.items():
+            data = make_array(kind)(self.context, self.builder, value).data
+            operands[self.function.role(name)] = self.builder.ptrtoint(data, _I64)
+        for role, operand in enumerate(operands):
+            self.words[layout.OPERANDS + role] = operand
+        status = self._perform()
+        for kind, value in self.new:
+            self.context.nrt.decref(self.builder, kind, value)
+        with self.builder.if_then(self.builder.icmp_signed("<", status, _i64(0)), likely=False):
+            for kind, value in results.values():
+                self.context.nrt.decref(self.builder, kind, value)
+            self.context.call_conv.return_exc(self.builder)
+        if len(self.function.results) == 1:
+            return next(iter(results.values())).value
+        none = self.context.get_dummy_value()
+        items = [results[name].value if name in results else none for name in self.function.results]
+        return self.context.make_tuple(self.builder, self.resolved.returned, items)
+
+    def _perform(self) -> Any:
+        """Run what answers: in native code, or in Python; return what is negative where that raised."""
+        context, builder, words = self.context, self.builder, self.words
         entry = words[layout.ANSWER]
         nbytes = _Words(builder, entry)[layout.NBYTES]
         scratch = cgutils.alloca_once_value(builder, ir.Constant(cgutils.voidptr_t, None))
@@ -331,12 +404,63 @@ def run(
             meminfo = context.nrt.meminfo_alloc(builder, builder.add(nbytes, _i64(_ALIGNMENT)))
             builder.store(meminfo, scratch)
             words[layout.SCRATCH] = builder.ptrtoint(context.nrt.meminfo_data(builder, meminfo), _I64)
-        _call(builder, _state(context, builder, question), layout.RUN, question, entry)
+        _call(builder, _state(context, builder, self.question), layout.RUN, self.question, entry)
         status = cgutils.alloca_once_value(builder, _i64(0))
         with builder.if_then(builder.icmp_signed("!=", words[layout.ANSWER], _i64(0)), likely=False):
-            builder.store(_serve(context, builder, layout.PERFORM, question, entry), status)
+            builder.store(_serve(context, builder, layout.PERFORM, self.question, entry), status)
         context.nrt.decref(builder, types.MemInfoPointer(types.voidptr), builder.load(scratch))  # nothing, for null
-        _leave_where_python_raised(context, builder, builder.load(status))
-        return context.get_dummy_value()
+        return builder.load(status)
 
-    return types.none(question, x, w, b, y, dy, dx, dw, db), codegen
+
+def _empty(context: Any, builder: Any, kind: Any, shape: list[Any]) -> Any:
+    """Return a new array."""
+    itemsize = as_dtype(kind.dtype).itemsize
+    strides = [_i64(itemsize)]
+    for size in reversed(shape):
+        strides.insert(0, builder.mul(strides[0], size))
+    nbytes, *strides = strides
+    meminfo = context.nrt.meminfo_alloc_aligned(builder, nbytes, _ALIGNMENT)
+    data = context.nrt.meminfo_data(builder, meminfo)
+    array = make_array(kind)(context, builder)
+    populate_array(
+        array,
+        data=builder.bitcast(data, context.get_data_type(kind.dtype).as_pointer()),
+        shape=cgutils.pack_array(builder, shape, ty=_I64),
+        strides=cgutils.pack_array(builder, strides, ty=_I64),
+        itemsize=_i64(itemsize),
+        meminfo=meminfo,
+    )
+    return array._getvalue()
+
+
+def lower(function: Function) -> Any:
+    """Return what writes the code of a function's calls, as Numba wants it."""
+
+    def code(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return write(context, builder, function, sig, args)
+
+    return code
+
+
+def write(
+    context: Any, builder: Any, function: Function, sig: Any, args: Any, plan: Any = None, new: Any = None
+) -> Any:
+    """Write the code of a call, or of one of a plan by its number, whose new result is of a type."""
+    values = map(_Value, sig.args, args)
+    call = _Call(context, builder, function, dict(zip(function.names, values, strict=True)), new)
+    call.ask(plan)
+    return impl_ret_new_ref(context, builder, sig.return_type, call.run())
+
+
+def number_of(context: Any, builder: Any, pickled: bytes) -> Any:
+    """Return the number of a plan that the code has as bytes; Python is asked for it once."""
+    kept = cgutils.add_global_variable(builder.module, _I64, "nhwconv_plan")
+    kept.linkage, kept.initializer = "internal", _i64(0)
+    number = cgutils.alloca_once_value(builder, builder.load_atomic(kept, "acquire", 8))
+    with builder.if_then(builder.icmp_signed("==", builder.load(number), _i64(0)), likely=False):
+        data = cgutils.global_constant(builder, "nhwconv_pickled", cgutils.make_bytearray(pickled))
+        found = _serve(context, builder, layout.NUMBER, builder.ptrtoint(data, _I64), _i64(len(pickled)))
+        _leave_where_python_raised(context, builder, found)
+        builder.store_atomic(found, kept, "release", 8)
+        builder.store(found, number)
+    return builder.load(number)

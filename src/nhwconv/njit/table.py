@@ -309,7 +309,7 @@ class _Table:
         with compiler_lock:
             if not self.state[FIND]:
                 _put.address  # noqa: B018 - compiled before anybody looks
-                self.state[_IN_SERIES] = executor.address(executor.in_series)
+                self.state[_IN_SERIES] = executor.in_series.address
                 self.state[_THREAD_STATE] = _symbol(ctypes.pythonapi, "PyGILState_GetThisThreadState")
                 self.state[_ORPHANED] = executor.launcher.orphaned
                 self.state[RUN], self.state[FIND] = _run.address, _find.address
@@ -351,7 +351,7 @@ class _Table:
                 entry[NBYTES] = program.nbytes if program.nbytes > executor.STACK else 0
                 entry[_PROGRAM], entry[_WORKERS] = program.address, program.workers
                 if program.workers > 1 and not self.state[_IN_PARALLEL]:
-                    self.state[_IN_PARALLEL] = executor.address(executor.in_parallel)
+                    self.state[_IN_PARALLEL] = executor.in_parallel.address
             entry[_THREADS], entry[_HASH] = threads, question[HASH]
             entry[_KEY:] = np.frombuffer(key, np.int64)
             address = _address(entry)

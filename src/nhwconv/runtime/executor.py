@@ -24,16 +24,15 @@ from typing import Any
 
 import numpy as np
 from numba import prange
-from numba.core import types
 from numba.np.ufunc import parallel
 from numba.np.ufunc.parallel import threading_layer
 
 from ..codegen.simd import integers, stack
 from . import arrays, machine
-from .jit import call_body, compiled, compiler_lock, device, shielded
+from .jit import Entry, call_body, compiler_lock, device
 from .tasks import clear_queue, next_task
 
-__all__ = ["ADDRESSES", "HEADER", "STACK", "address", "launch", "run", "run_calls", "start"]
+__all__ = ["ADDRESSES", "HEADER", "STACK", "launch", "run", "run_calls", "start"]
 
 #: Where the address of its data is in a NumPy array: PyArrayObject_fields of ndarrayobject.h, behind Python's header.
 HEADER = object.__basicsize__
@@ -108,16 +107,8 @@ def execute(program, scratch, header, a0, a1, a2, a3, a4, a5, a6, a7):
         step = following
 
 
-in_parallel = compiled(execute, parallel=True)
-in_series = compiled(execute)
-
-
-def address(form: Any) -> int:
-    """Return where the code of one of these forms is, as C calls it with integers; loaded or compiled now."""
-    kinds = (types.intp,) * (3 + 8)
-    shielded(form.compile, kinds)
-    code = form.overloads[kinds]
-    return int(code.library.get_pointer_to_function(code.fndesc.llvm_cfunc_wrapper_name))
+in_parallel = Entry(execute, machine.threads, parallel=True)  # its code names functions of Numba's threads
+in_series = Entry(execute)
 
 
 # --------------------------------------------------------------------------------------- threads and forks
@@ -208,9 +199,9 @@ def run(
     place = 0 if scratch is None else id(scratch)
     arguments = program.address, place, header, a0, a1, a2, a3, a4, a5, a6, a7
     if program.workers <= 1:
-        in_series(*arguments)
+        in_series.call(*arguments)
     else:
-        launch(in_parallel, in_series, program.workers, *arguments)
+        launch(in_parallel.call, in_series.call, program.workers, *arguments)
     if VERBOSE:
         _tell(program, perf_counter() - start)
 
@@ -233,7 +224,7 @@ def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
     for step in program.steps:
         if step.compiled:
             image = program.image(program.behind_header, step)
-            in_series(image.ctypes.data, id(scratch), HEADER, *operands)
+            in_series.call(image.ctypes.data, id(scratch), HEADER, *operands)
             continue
         views = []
         for place, shape in zip(step.places, step.shapes, strict=True):

@@ -12,7 +12,10 @@ The same bits come out of every run: no `fastmath`, multiply-adds are fused expl
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,16 +24,21 @@ from typing import Any, TypeVar
 
 import numba
 from llvmlite import ir
+from numba import _dynfunc  # type: ignore[attr-defined]
 from numba.core import types
 from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
+from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.serialize import dumps
 from numba.extending import intrinsic, register_jitable
 
+from .machine import target
+from .objects import load
 from .store import Store, cache_folder
 
-__all__ = ["Body", "call_body", "ceil_div", "compiled", "compiler_lock", "device", "disabled", "shielded"]
+__all__ = ["Body", "Entry", "call_body", "ceil_div", "compiled", "compiler_lock", "device", "disabled", "shielded"]
 
 #: Everything is compiled with these. `nogil`: other Python threads run meanwhile.
 OPTIONS: dict[str, Any] = {
@@ -161,8 +169,47 @@ def compiled(py_func: Callable[..., Any], **options: Any) -> Any:
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _LinkedIn(Compiler):
-    """Numba's pipeline for functions that are only ever linked into others: no machine code of their own."""
+class _Whole(JITCodeLibrary):
+    """Numba's library of a function's code, which is optimised once, with all that is linked into it.
+
+    Numba does it twice, for the sake of counts of references, and beforehand in each of the parts.
+    """
+
+    def _optimize_final_module(self) -> None:
+        passes, builder = self._codegen._module_pass_manager()
+        passes.run(self._final_module, builder)
+
+
+class _Part(JITCodeLibrary):
+    """The library of a function that is only ever linked into others: not optimised, and no machine code."""
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
+
+    def _optimize_final_module(self) -> None:
+        pass
+
+    def _finalize_final_module(self) -> None:
+        self._finalize_dynamic_globals()
+        self._finalized = True
+
+
+class _Pipeline(Compiler):
+    """Numba's pipeline, with a library of one of these kinds."""
+
+    library: type[JITCodeLibrary] = _Whole
+
+    def compile_extra(self, func: Callable[..., Any]) -> Any:
+        """Compile."""
+        self.state.library = self.library(self.state.targetctx.codegen(), func.__qualname__)
+        self.state.library.enable_object_caching()
+        return super().compile_extra(func)
+
+
+class _LinkedIn(_Pipeline):
+    """Numba's pipeline for functions that are only ever linked into others."""
+
+    library = _Part
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
@@ -195,41 +242,112 @@ def ceil_div(a: int, b: int) -> int:
 _SIGNATURE = types.void(*[types.intp] * 5)
 
 
-class Body:
-    """A compiled task; nothing is compiled before its address is asked for."""
+class _Kept:
+    """Code that is loaded or compiled when it is first asked for, and kept as an object file.
 
-    def __init__(self, py_func: Callable[..., None]) -> None:
-        self.py_func = py_func
-        self._address = 0
+    Numba's own way of loading has it fill its registries first, half a second of them.
+    """
+
+    def __init__(self, py_func: Callable[..., None], **options: Any) -> None:
+        self.py_func, self.options = py_func, {**OPTIONS, **options}
+        #: How often the code was loaded from the store, and how often it was compiled.
+        self.stats = 0, 0
         self._code: Any = None  # it owns the machine code
+        self._addresses: tuple[int, ...] = ()
+
+    def _compile(self) -> tuple[Any, tuple[str, ...]]:
+        """Compile; return Numba's library, and what the functions in it are called."""
+        raise NotImplementedError
+
+    def _key(self) -> tuple[object, ...]:
+        """Return what the code depends on, other than this package and the options."""
+        closed = dumps(tuple(cell.cell_contents for cell in self.py_func.__closure__ or ()))
+        return (target(), *(hashlib.sha256(part).hexdigest() for part in (self.py_func.__code__.co_code, closed)))
+
+    def _load_once(self) -> tuple[int, ...]:
+        with compiler_lock:
+            if not self._addresses:
+                self._addresses = self._load()
+            return self._addresses
+
+    def _load(self) -> tuple[int, ...]:
+        store = Store(f"{self.py_func.__module__}.{self.py_func.__qualname__}", self.options)
+        key = self._key()
+        kept = store.load(key)
+        if kept is None:
+            self._code, names = self._compile()
+            self.stats = 0, 1
+            if not self._code.has_dynamic_globals:  # they make sense in this process alone
+                store.save(key, (names, self._code._get_compiled_object()))
+            engine = self._code.codegen._engine
+        else:
+            names, code = kept
+            engine = self._code = load(code)
+            self.stats = 1, 0
+        return tuple(int(engine.get_global_value_address(name)) for name in names)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.py_func.__module__}.{self.py_func.__qualname__})"
+
+
+class Body(_Kept):
+    """A compiled task; nothing is compiled before its address is asked for."""
 
     @property
     def address(self) -> int:
         """Where the code is; loaded or compiled on first use."""
-        return self._address or shielded(self._load_once)
+        return self._addresses[0] if self._addresses else int(shielded(self._load_once)[0])
 
-    def _load_once(self) -> int:
-        with compiler_lock:
-            if not self._address:
-                self._code = self._load()
-                self._address = int(self._code.address)
-            return self._address
-
-    def _load(self) -> Any:
-        code: Any = CFunc(self.py_func, (_SIGNATURE.args, _SIGNATURE.return_type), {}, dict(OPTIONS))
-        code._cache = _Cache(self.py_func, OPTIONS)
+    def _compile(self) -> tuple[Any, tuple[str, ...]]:
+        code: Any = CFunc(self.py_func, (_SIGNATURE.args, _SIGNATURE.return_type), {}, self.options, _Pipeline)
         code.compile()
-        return code
+        return code._library, (code.native_name,)
+
+
+class Entry(_Kept):
+    """A compiled function of integers, as Python and as C call it; `begin` is called before it is loaded.
+
+    Python calls its machine code as it is: no dispatcher looks at the types of what is passed.
+    """
+
+    def __init__(self, py_func: Callable[..., None], begin: Callable[[], object] | None = None, **options: Any) -> None:
+        super().__init__(py_func, **options)
+        self._begin = begin
+        self.call: Callable[..., None] = py_func if disabled() else self._first_call
+
+    def _first_call(self, *arguments: int) -> None:
+        self._ready()
+        self.call(*arguments)
+
+    def _ready(self) -> tuple[int, ...]:
+        if not self._addresses:
+            if self._begin is not None:
+                self._begin()
+            shielded(self._load_once)
+        return self._addresses
 
     @property
-    def stats(self) -> tuple[int, int]:
-        """How often the code was loaded from the store, and how often it was compiled."""
-        if self._code is None:
-            return 0, 0
-        return self._code.cache_hits, int(not self._code.cache_hits)
+    def address(self) -> int:
+        """Where the code is, as C calls it with integers; loaded or compiled on first use."""
+        return self._ready()[1]
 
-    def __repr__(self) -> str:
-        return f"Body({self.py_func.__module__}.{self.py_func.__qualname__})"
+    def _compile(self) -> tuple[Any, tuple[str, ...]]:
+        kinds = (types.intp,) * self.py_func.__code__.co_argcount
+        dispatcher: Any = numba.njit(**self.options, pipeline_class=_Pipeline)(self.py_func)
+        dispatcher.compile(kinds)
+        found = dispatcher.overloads[kinds]
+        names = found.fndesc.llvm_cpython_wrapper_name, found.fndesc.llvm_cfunc_wrapper_name
+        return found.library, (*names, found.target_context.get_env_name(found.fndesc))
+
+    def _load(self) -> tuple[int, ...]:
+        python, _, environment = addresses = super()._load()
+        # What an object file cannot hold: Numba's record of this function's module, which it looks for as Python calls.
+        self._environment = _dynfunc.Environment(self.py_func.__globals__)
+        ctypes.c_void_p.from_address(environment).value = id(self._environment)
+        module = sys.modules[self.py_func.__module__]
+        name = self.py_func.__name__
+        self.call = _dynfunc.make_function(module, name, "", python, self._environment, (self._code,))
+        return addresses
 
 
 @intrinsic

@@ -21,6 +21,7 @@ from numba.np.ufunc import parallel
 
 __all__ = [
     "BYTES_A_CYCLE",
+    "LINE",
     "STREAM_BYTES",
     "at_most_threads",
     "cpu_model",
@@ -31,15 +32,16 @@ __all__ = [
     "target",
     "threads",
     "vector_bytes",
-    "workers",
 ]
 
+#: Bytes of a cache line.
+LINE = 64
 #: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
 STREAM_BYTES = 16 * 2**20
 #: Bytes that one core moves between memory and registers in a cycle, for predictions.
 BYTES_A_CYCLE = 4
-#: Below this many FLOPs a parallel launch costs more than it saves.
-SERIAL_FLOPS = 500_000
+#: Below this many cycles of one core a parallel launch, of some 20,000, costs more than it saves.
+SERIAL_CYCLES = 64_000
 
 _PROBE = """
 declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
@@ -108,11 +110,6 @@ def cpu_model() -> str:
 def target() -> tuple[str, ...]:
     """Return the triple, CPU and features that Numba compiles for."""
     return tuple(map(str, cpu_target.target_context.codegen().magic_tuple()))
-
-
-def workers(flops: int) -> int:
-    """Return how many threads are worth their launch for so much work: one, or all that a call uses."""
-    return 1 if flops < SERIAL_FLOPS else threads()
 
 
 def threads() -> int:

@@ -17,7 +17,9 @@ from numba.core.imputils import lower_constant
 from numba.extending import intrinsic, typeof_impl
 from numba.np.numpy_support import from_dtype
 
-__all__ = ["Record", "RecordKind", "as_kind", "pack", "record"]
+from .jit import device
+
+__all__ = ["Record", "RecordKind", "Share", "as_kind", "pack", "record", "record_of_task"]
 
 
 class RecordKind(type):
@@ -43,6 +45,13 @@ class Record(metaclass=RecordKind):
 
     def __getattr__(self, name: str) -> Any:  # for type checkers: fields are in __dict__
         raise AttributeError(name)
+
+
+class Share(Record):
+    """One of several records of a step: each has tasks of its own, one record's after another's."""
+
+    records: int  #: of the step
+    first_task: int
 
 
 def pack(records: Iterable[Record]) -> np.ndarray[Any, Any]:
@@ -85,3 +94,12 @@ def as_kind(typingctx, one, kind):
         return builder.bitcast(args[0], context.get_value_type(sig.return_type))
 
     return signature, codegen
+
+
+@device
+def record_of_task(geometry, task, kind):
+    """Return the number of the record, of a kind of `Share`, that a task belongs to."""
+    i = 0
+    while i + 1 < record(geometry, 0, kind).records and task >= record(geometry, i + 1, kind).first_task:
+        i += 1
+    return i

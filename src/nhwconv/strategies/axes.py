@@ -7,6 +7,7 @@ goes. Strategies turn it into the geometry of their kernels, and into packed wei
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 from ..codegen.packing import Packing, packed_size
 from ..problem import ConvProblem
@@ -47,16 +48,22 @@ class Correlation(Record):
     y_q: int
 
 
+@dataclass(frozen=True)
 class Axis:
     """One axis of a correlation that reads `size` pixels with `taps` taps, and where its outputs go."""
 
-    def __init__(self, size: int, taps: int, stride: int, dilation: int, before: int, out: int) -> None:
-        self.size, self.taps, self.stride, self.dilation = size, taps, stride, dilation
-        self.before, self.out = before, out
-        #: where outputs go: the first, and the step from one to the next
-        self.start, self.step = 0, 1
-        #: which kernel positions the taps are: the first, and the step
-        self.first_tap, self.tap_step = 0, 1
+    size: int
+    taps: int
+    stride: int
+    dilation: int
+    before: int
+    out: int
+    #: where outputs go: the first, and the step from one to the next
+    start: int = 0
+    step: int = 1
+    #: which kernel positions the taps are: the first, and the step
+    first_tap: int = 0
+    tap_step: int = 1
 
     @property
     def grids(self) -> int:
@@ -103,12 +110,11 @@ def phases(size: int, out: int, kernel: int, stride: int, dilation: int, before:
         start = phase
         pixels = -(-(size - start) // stride)
         positions = [h for h in range(kernel) if (start + before - h * dilation) % stride == 0]
-        axis = Axis(out, len(positions), 1, dilation // common, 0, pixels)
-        axis.start, axis.step = start, stride
+        axis = Axis(out, len(positions), 1, dilation // common, 0, pixels, start, stride)
         if positions:
             # Flipped: the last position meets the first output.
-            axis.first_tap, axis.tap_step = positions[-1], -(stride // common)
-            axis.before = -((start + before - positions[-1] * dilation) // stride)
+            first = -((start + before - positions[-1] * dilation) // stride)
+            axis = replace(axis, before=first, first_tap=positions[-1], tap_step=-(stride // common))
         found.append(axis)
     return found
 
@@ -123,9 +129,8 @@ def tap_phases(axis: Axis) -> list[Axis]:
     found = []
     for first in range(min(apart, axis.taps)):
         before, taps = axis.before - first * axis.dilation, len(range(first, axis.taps, apart))
-        phase = Axis(axis.size, taps, axis.stride, axis.dilation * apart, before, axis.out)
-        phase.first_tap, phase.tap_step = first, apart
-        found.append(phase)
+        grid = axis.dilation * apart
+        found.append(replace(axis, taps=taps, dilation=grid, before=before, first_tap=first, tap_step=apart))
     return found
 
 

@@ -6,6 +6,8 @@ w. So each pass is a short sum of plain matrix products (`nhwconv.codegen.tile`)
 - forward: a correlation of x with w (`correlate`, or `narrow` for few channels of y);
 - input_grad: a correlation of dy with the flipped w, once for every phase of the stride;
 - weight_grad: a product of dy and x whose long axis is the pixels.
+
+Where outputs share no pixels, as in patches, a row of taps is one pixel of more channels (`ConvProblem.folded`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from ...runtime import machine
 from ..axes import Axis, forward_axes, input_grad_axes
 from ..base import Wanted
 from ..turning import with_weights
-from .correlate import correlate_step
+from .correlate import correlate_steps
 from .narrow import narrow_steps
 from .weight_grad import weight_grad_steps
 
@@ -36,6 +38,7 @@ class Loop:
 
     def program(self, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
         """Packed weights, then correlations; or a product over all pixels, and the sum of its slices."""
+        problem = problem.folded
         if pass_ == "forward":
             steps = _correlations(problem, [forward_axes(problem)], False, wanted)
         elif pass_ == "input_grad":
@@ -57,4 +60,4 @@ def _correlations(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backwar
     few = channels < lanes and all(columns.stride == 1 for _, columns in phases)
     if few and max(columns.out for _, columns in phases) >= lanes // 2:
         return narrow_steps(problem, phases, backward, wanted)
-    return [step for rows, columns in phases for step in correlate_step(problem, rows, columns, backward, wanted)]
+    return correlate_steps(problem, phases, backward, wanted)

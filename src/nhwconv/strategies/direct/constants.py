@@ -25,8 +25,6 @@ class Cut:
     #: Least bytes of a way of the L1 cache, and least ways, among the processors of the day.
     l1_way: int = 4096
     l1_ways: int = 8
-    #: Bytes of a cache line.
-    line: int = 64
     #: What gathering an element costs, in elements read.
     gather: int = 3
     #: Tiles whose sums are kept from block to block of the sum: a strip of them stays in L1.

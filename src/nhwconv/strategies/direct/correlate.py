@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, SupportsInt
 
 from ...codegen.native import Pointer
 from ...codegen.packing import pack
@@ -21,14 +21,14 @@ from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import arrays, machine
 from ...runtime.jit import Body, ceil_div, device
-from ...runtime.records import record
+from ...runtime.records import Share, record, record_of_task
 from ..axes import Axis, Correlation, correlation_fields, packings
 from ..base import Wanted
 from ..blocking import equal_blocks, inside
 from .constants import CUT
 from .gather import Gathered, gather_block
 
-__all__ = ["Correlate", "Taps", "collide", "correlate", "correlate_step", "pack_step", "sum_blocks"]
+__all__ = ["Correlate", "Taps", "collide", "correlate", "correlate_steps", "pack_step", "sum_blocks"]
 
 
 class Taps(Correlation):
@@ -43,9 +43,10 @@ class Taps(Correlation):
     tile: int  #: the micro-kernel
 
 
-class Correlate(Taps, Gathered):
-    """One correlation."""
+class Correlate(Share, Taps, Gathered):
+    """One correlation: of a phase, where a pass has several."""
 
+    packed_0: int  #: where its packed weights start
     stride_w: int
     block_p: int  #: a task: rows of outputs, outputs of a row, and channels
     block_q: int
@@ -101,9 +102,10 @@ def _blocking(p: int, q: int, pixels: int, reach: int, pixel: int, stride: int, 
 def _gathering(problem: ConvProblem, rows: Axis, columns: Axis, fields: dict[str, int]) -> dict[str, int]:
     """Return whether and how x is gathered; the scratch is left to whoever knows the blocks."""
     lanes = machine.lanes(problem.dtype.itemsize)
-    gather = rows.taps * columns.taps > 0 and (
-        rows.padded or columns.padded or problem.groups > 1 or collide(columns.stride * fields["c"], problem)
-    )
+    # Of groups, the channels of a row's pixels do not lie side by side; a single tap does not mind.
+    taps = rows.taps * columns.taps
+    apart = (problem.groups > 1 and taps > 1) or collide(columns.stride * fields["c"], problem)
+    gather = taps > 0 and (rows.padded or columns.padded or apart)
     # Where rows or columns have a single tap, only those that it reads are gathered.
     step_h, step_w = (axis.stride if gather and axis.taps == 1 else 1 for axis in (rows, columns))
     pixel, cg = fields["c"], fields["cg"]
@@ -112,16 +114,17 @@ def _gathering(problem: ConvProblem, rows: Axis, columns: Axis, fields: dict[str
     return {"gather": gather, "step_h": step_h, "step_w": step_w, "pixel": pixel}
 
 
-def correlate_step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, wanted: Wanted) -> list[Step]:
-    """Return the steps of a correlation with channels on the vectors: its packing, and itself."""
-    packing, packed, _ = pack_step(problem, [(rows, columns)], backward, wanted.weights)
+def _geometry(
+    problem: ConvProblem, rows: Axis, columns: Axis, backward: bool, bias: bool
+) -> tuple[dict[str, SupportsInt], int, float]:
+    """Return the fields of one correlation, but for its place among others, its tasks and its price."""
     itemsize = problem.dtype.itemsize
     shape = mr, nr, lanes = tile_shape(itemsize)
     fields = correlation_fields(problem, rows, columns, backward)
     gathering = _gathering(problem, rows, columns, fields)
     taps = rows.taps * columns.taps
     n, groups, cg, dg, p, q = (fields[name] for name in ("n", "groups", "cg", "dg", "p", "q"))
-    if taps == 1 and groups == 1 and rows.plain and columns.plain:
+    if taps == 1 and rows.plain and columns.plain:
         # A matrix product over all pixels.
         fields["y_n"] *= n
         q, n, p = n * p * q, 1, 1
@@ -141,21 +144,36 @@ def correlate_step(problem: ConvProblem, rows: Axis, columns: Axis, backward: bo
     # where they do not stay in L2, for each block of outputs.
     x_again = blocks * held * (CUT.gather if gathering["gather"] else 1) * (blocks_d - 1)
     weights_again = 0 if small else taps * cg * dg * (blocks - 1)
-    scratch = arrays.apart(held if gathering["gather"] else 0, itemsize)
     sums = sum_blocks(rows.taps, 1, columns.taps * cg) if merged else sum_blocks(rows.taps, columns.taps, cg)
-    geometry = Correlate(
+    geometry: dict[str, SupportsInt] = dict(
         **fields, **gathering, **sums, R=rows.taps, Q=columns.taps, stride_h=rows.stride, stride_w=columns.stride,
         block_p=block_p, block_q=block_q, block_d=block_d, d_first=weights_again < x_again, merged=merged,
-        blocks_d=blocks_d, blocks=blocks * groups, add_bias=wanted.bias, scratch=scratch,
+        blocks_d=blocks_d, blocks=blocks * groups, add_bias=bias,
+        scratch=arrays.apart(held if gathering["gather"] else 0, itemsize),
         stream=n * fields["y_n"] * itemsize >= machine.STREAM_BYTES,
         tile=panel_tile(problem.dtype.name, mr, nr),
     )  # fmt: skip
+    return geometry, blocks * groups * blocks_d, n * groups * p * cycles(q, dg, taps * cg, shape)
+
+
+def correlate_steps(
+    problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward: bool, wanted: Wanted
+) -> list[Step]:
+    """Return the steps of correlations with channels on the vectors: the packing of all phases, and all of them."""
+    itemsize = problem.dtype.itemsize
+    packing, packed, starts = pack_step(problem, phases, backward, wanted.weights)
+    each = [_geometry(problem, *axes, backward, wanted.bias) for axes in phases]
+    scratch = max(int(fields["scratch"]) for fields, _, _ in each)
+    records, tasks, price = [], 0, 0.0
+    for (fields, own, cost), packed_0 in zip(each, starts[:-1], strict=True):
+        fields["scratch"] = scratch
+        records.append(Correlate(**fields, records=len(phases), first_task=tasks, packed_0=packed_0))
+        tasks, price = tasks + own, price + cost
     parts = Part(scratch * itemsize * wanted.workers), Part(_STATE * wanted.workers, "what is gathered")
     operands = places(
         "dy" if backward else "x", packed, "b" if wanted.bias else packed, "dx" if backward else "y", *parts
     )
-    price = n * groups * p * cycles(q, dg, taps * cg, shape)
-    step = Step(correlate(mr, nr, lanes, itemsize), (geometry,), blocks * groups * blocks_d, operands, price)
+    step = Step(correlate(*tile_shape(itemsize), itemsize), tuple(records), tasks, operands, price)
     return [packing, step] if packing.tasks else [step]
 
 
@@ -168,7 +186,7 @@ _STATE = 64
 class _Block(NamedTuple):
     """A task: outputs ``p_0:p_1`` x ``q_0:q_1`` of an image, channels ``d_0:d_1`` of a group."""
 
-    number: int  # without its channels
+    number: int  # without its channels, other than those of all phases
     n: int
     group: int
     p_0: int
@@ -191,14 +209,14 @@ class _Source(NamedTuple):
 
 @device
 def _block_of_task(g, task):
-    """Decode a task."""
+    """Decode a task of a correlation."""
     number, d = (task // g.blocks_d, task % g.blocks_d) if g.d_first else (task % g.blocks, task // g.blocks)
     blocks_p, blocks_q = ceil_div(g.p, g.block_p), ceil_div(g.q, g.block_q)
     q_0, rest = number % blocks_q * g.block_q, number // blocks_q
     p_0, rest = rest % blocks_p * g.block_p, rest // blocks_p
     d_0 = d * g.block_d
     p_1, q_1, d_1 = min(p_0 + g.block_p, g.p), min(q_0 + g.block_q, g.q), min(d_0 + g.block_d, g.dg)
-    return _Block(number, rest % g.n, rest // g.n, p_0, p_1, q_0, q_1, d_0, d_1)
+    return _Block(number + g.first_task, rest % g.n, rest // g.n, p_0, p_1, q_0, q_1, d_0, d_1)
 
 
 @device
@@ -302,14 +320,14 @@ def correlate(MR: int, NR: int, LANES: int, ITEMSIZE: int) -> Body:
     WIDTH, LINE, STRIP = NR * LANES, LANES, CUT.strip_tiles * MR
 
     def correlate(operands, geometry, worker, task, fresh):
-        g = record(geometry, 0, Correlate)
+        g = record(geometry, record_of_task(geometry, task, Correlate), Correlate)
         table = integers(operands)
-        x, packed = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
+        x, packed = numbers(table[0], ITEMSIZE), at(numbers(table[1], ITEMSIZE), g.packed_0)
         bias, y = numbers(table[2], ITEMSIZE), numbers(table[3], ITEMSIZE)
         scratch, held = at(numbers(table[4], ITEMSIZE), worker * g.scratch), integers(table[5] + worker * 64)
         if fresh:
             held[0] = -1
-        block = _block_of_task(g, task)
+        block = _block_of_task(g, task - g.first_task)
         if g.R * g.Q * g.cg == 0:
             _fill(g, block, bias, y)
             return

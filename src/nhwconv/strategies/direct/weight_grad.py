@@ -21,7 +21,7 @@ from ...codegen.simd import add_rows, at, copy, fill_zero, integers, numbers
 from ...codegen.tile import Operand, Prefetch, Rows, Sum, column_tile, cycles, tile_product, tile_shape
 from ...problem import ConvProblem
 from ...program import Part, Step, places
-from ...runtime import arrays
+from ...runtime import arrays, machine
 from ...runtime.jit import Body, ceil_div, device
 from ...runtime.records import Record, record
 from ..axes import Axis, forward_axes
@@ -78,7 +78,7 @@ class WeightGrad(Gathered):
 def _axes(problem: ConvProblem, rows: Axis, columns: Axis) -> tuple[bool, dict[str, int]]:
     """Return whether x has to be gathered for its borders or groups, and the sizes of what is multiplied."""
     n, h, w, p, q = problem.n, problem.h, problem.w, problem.oh, problem.ow
-    gather = rows.padded or columns.padded or problem.groups > 1
+    gather = rows.padded or columns.padded or (problem.groups > 1 and problem.kh * problem.kw > 1)
     if not gather and problem.kh == problem.kw == 1 and rows.stride == columns.stride == 1:
         # One matrix product over all pixels, in rows of any length that divides them.
         pixels = n * p * q
@@ -173,7 +173,7 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     scratch = Part(g.scratch * itemsize * wanted.workers)
     sums = Part(g.slices * problem.d * itemsize if wanted.bias else 0, "parts of db")
     blocks = math.ceil(problem.kh / g.block_r) * math.ceil(g.dg / g.block_d) * math.ceil(g.cg / g.block_k)
-    body = weight_grad(mr, nr * lanes, CUT.line // itemsize, itemsize)
+    body = weight_grad(mr, nr * lanes, machine.LINE // itemsize, itemsize)
     operands = places("x", "dy", parts, sums, scratch)
     steps = [Step(body, (g,), g.slices * g.groups * blocks, operands, _price(g, itemsize))]
     if wanted.bias:

@@ -16,9 +16,10 @@ class Cut:
     #: Channels of a group at most, of x and of y; more make better use of a register tile of many channels.
     most_channels: int = 32
     #: Cycles of a vector of products in a correlation and in a weight gradient, of a load or a shuffle, and of a vector
-    #: of outputs.
+    #: of outputs. Sixteen registers do not hold a weight gradient's sums and dy for several channels a group.
     product: float = 0.5
     sum: float = 0.55
+    sum_in_16: float = 1.1
     move: float = 0.1
     output: float = 3
     #: Loads of a number of x from which on its rows are copied with their padding; bytes of the rows of a task, which

@@ -25,7 +25,7 @@ from .constants import CUT
 from .lanes import Lanes, Spread, vector
 from .padded import Rows, View, left_behind, source_of_rows
 from .price import price
-from .rows import Literal, RowEmitter, literal_of
+from .rows import Care, Literal, RowEmitter, literal_of, tiles
 
 __all__ = ["Correlate", "correlate", "correlate_steps"]
 
@@ -114,8 +114,8 @@ def correlate_steps(
     block_p = view.fit(block_p)
     blocks = math.ceil(p / block_p)
     depth, tap = problem.kh * problem.kw * spread.cg * lanes, spread.cg * lanes
-    # Past the caches goes what lies at multiples of a vector: every vector of channels has to begin at one.
-    whole = d % lanes == 0 and spread.whole * spread.dg % lanes == 0
+    # Past the caches goes what fills cache lines: every vector of channels is one, and begins at one.
+    whole = machine.vector_bytes() == machine.LINE and d % lanes == 0 and spread.whole * spread.dg % lanes == 0
     shared: dict[str, SupportsInt] = dict(
         **spread.fields(), **view.fields(block_p), phases=len(phases), n=problem.n, h=h, w=w, c=c,
         w_v=depth + lanes, start=depth, zero=spread.vectors * (depth + lanes), w_k=lanes,
@@ -138,7 +138,7 @@ def correlate_steps(
         )  # fmt: skip
     scratch = Part(records[0].scratch * itemsize * workers, "padded rows of x")
     operands = places("dy" if backward else "x", packed, "dx" if backward else "y", scratch)
-    cycles = price(problem, spread, literal, CUT.product)
+    cycles = price(problem, spread, literal, tiles(), CUT.product)
     return [pack, Step(correlate(lanes, itemsize), tuple(records), problem.n * blocks, operands, cycles)]
 
 
@@ -197,14 +197,14 @@ class _RowOfOutputs:
             value["cg"] = i64(1)
         self.first_sum = self.emitter.load(value["start"])
         reach = builder.mul(builder.sub(value["Q"], i64(1)), self.dilation)
-        self.rows.each_tile(value["q"], reach, self._tile)
+        self.rows.each_tile(value["q"], reach, tiles(), self._tile)
         builder.ret_void()
 
-    def _tile(self, pixel, column, pixels, careful):
+    def _tile(self, pixel, column, pixels, care):
         """Emit a tile of so many pixels, from an output on whose first column is `column`."""
         builder, value = self.builder, self.value
         self.sums = [cgutils.alloca_once_value(builder, self.first_sum) for _ in range(pixels)]
-        self.column, self.pixels, self.careful = column, pixels, careful
+        self.column, self.pixels, self.care = column, pixels, care
         x = builder.gep(value["x"], [builder.mul(column, value["pixel"])])
         self.rows.prefetch(value["ahead"], pixel, pixels)
         with cgutils.for_range(builder, value["rows"]) as row:
@@ -241,7 +241,7 @@ class _RowOfOutputs:
             for i, s in pairs:
                 builder.store(emit.multiply_add(vector, tap[s], builder.load(sums[i])), sums[i])
 
-        self.rows.each_column(x, column, self.pixels, count, self.careful, add)
+        self.rows.each_column(x, column, self.pixels, count, self.care, add)
 
     def _store(self, pixel):
         """Write the sums, past the caches where that is asked for."""
@@ -256,7 +256,7 @@ class _RowOfOutputs:
             for place, s in outputs:
                 by(builder.load(s), place)
 
-        if self.careful:
+        if self.care == Care.ELEMENTS:
             store(masked)
             return
         with builder.if_else(self.rows.full) as (full, partial):

@@ -2,7 +2,8 @@
 
 A tile's columns are known when it is emitted where stride and dilation are ("literal"); otherwise each tap loads its
 own. Rows of taps outside of x are skipped by the caller. Columns outside are told apart tile by tile: the tiles of a
-row whose columns are all inside load without asking, the others load such columns from a vector of zeros.
+row whose columns are all inside load without asking, the others load such columns from a vector of zeros. Both load
+whole vectors; a row where these would reach past the end of an array is worked on pixel by pixel, with masks.
 
 A row of taps is some chunks of Q1 taps and some of Q2, which covers kernels of any size and the two lengths that the
 phases of a stride have. What lanes read of a pixel of x is a `Pattern`.
@@ -10,6 +11,7 @@ phases of a stride have. What lanes read of a pixel of x is a `Pattern`.
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import NamedTuple
 
 from llvmlite import ir
@@ -20,10 +22,18 @@ from ...codegen.simd import I64, SCALARS, Emitter, i64
 from ...runtime import machine
 from .lanes import Pattern
 
-__all__ = ["Literal", "RowEmitter", "columns", "literal_of", "sum_rows", "tiles"]
+__all__ = ["Care", "Literal", "RowEmitter", "columns", "literal_of", "sum_rows", "sum_tiles", "tiles"]
 
 #: Kernel sizes whose rows of taps are unrolled whole, or in the two phases of stride 2; others are chunks of 2 and 1.
 UNROLLED = (3, 5, 7)
+
+
+class Care(IntEnum):
+    """What a tile has to look at before it loads."""
+
+    NOTHING = 0
+    COLUMNS = 1  #: whether a column is inside
+    ELEMENTS = 2  #: and which elements of a vector exist; before AVX-512, masks take many cycles
 
 
 class Literal(NamedTuple):
@@ -67,10 +77,15 @@ def tiles() -> tuple[int, ...]:
     return (14, 7, 4, 2, 1) if machine.registers() == 32 else (7, 4, 2, 1)
 
 
+def sum_tiles() -> tuple[int, ...]:
+    """Return the same for a weight gradient, whose registers hold dy and sums: nine of 16 for a kernel of 3x3."""
+    return tiles() if machine.registers() == 32 else (4, 2, 1)
+
+
 def sum_rows(taps: int) -> int:
     """Return how many rows of so many taps have their sums in registers at a time in the weight gradient."""
-    # Of 32 registers, 14 hold dy; of 16, 7. Kernels of three rows are the common case: no sums idle there.
-    return max(1, min(3, (15 if machine.registers() == 32 else 7) // taps))
+    # Beside dy. The more sums, the fewer of them wait for one another; three rows are the common case, and none idles.
+    return max(1, min(3, (15 if machine.registers() == 32 else 10) // taps))
 
 
 def columns(literal: Literal, pixels: int, taps: int) -> list[tuple[int, int, list[tuple[int, int]]]]:
@@ -114,17 +129,19 @@ class RowEmitter:
         """Return the pixels that one step of stride and one of dilation move; literal columns are counted in ones."""
         return (i64(1), i64(1)) if self.stride else (self.value["stride_w"], self.value["dilation_w"])
 
-    def load_x(self, address, column, careful):
-        """Load what the lanes read of a pixel; where `careful`, zeros if it is outside, and only what they need."""
+    def load_x(self, address, column, care):
+        """Load what the lanes read of a pixel, as carefully as it takes."""
         builder, emit = self.builder, self.emitter
-        inside = builder.icmp_unsigned("<", column, self.value["columns"]) if careful else None
+        exists = builder.icmp_unsigned("<", column, self.value["columns"]) if care else None
         vector, at = None, {}
         for load, left, mask in zip(self.loads, self.left, self.masks, strict=True):
             place = builder.gep(address, [i64(load.offset)])
-            if careful:
-                exists = builder.and_(inside, builder.icmp_signed(">", left, i64(0)))
+            if care == Care.ELEMENTS:
+                exists = builder.and_(exists, builder.icmp_signed(">", left, i64(0)))
+            if care:
                 place = builder.select(exists, place, self.value["zero"])
-            loaded = emit.broadcast(place) if load.width == 1 else emit.load(place, mask if careful else None)
+            masked = care == Care.ELEMENTS and load.width > 1
+            loaded = emit.broadcast(place) if load.width == 1 else emit.load(place, mask if masked else None)
             taken = {i: i for i in load.taken} if load.width == 1 else load.taken
             vector, at = (loaded, taken) if vector is None else self._merge(vector, at, loaded, taken)
         return self._merge(vector, at, vector, {})[0] if any(i != element for i, element in at.items()) else vector
@@ -138,7 +155,7 @@ class RowEmitter:
         kind = ir.VectorType(ir.IntType(32), lanes)
         return self.builder.shuffle_vector(a, b, ir.Constant(kind, order)), {i: i for i in (*at, *taken)}
 
-    def each_column(self, address, first, pixels, taps, careful, action, rows=(0,)):
+    def each_column(self, address, first, pixels, taps, care, action, rows=(0,)):
         """Load each column of a tile and call ``action(x, pairs, row)`` for some rows of x, so many elements apart.
 
         `address` is that of column `first`. The rows of a column follow one another, so that their sums, which do not
@@ -160,7 +177,7 @@ class RowEmitter:
                 column = column_start
             for row, offset in enumerate(rows):
                 place = builder.gep(address, [offset]) if row else address
-                action(self.load_x(place, column, careful), pairs, row)
+                action(self.load_x(place, column, care), pairs, row)
 
     def prefetch(self, ahead, pixel, pixels, lines=0):
         """Ask for some vectors a pixel of what the next rows read, in the order of memory.
@@ -173,12 +190,20 @@ class RowEmitter:
         for line in range(pixels * lines):
             emit.prefetch(builder.gep(start, [i64(line * emit.lanes)]))
 
-    def each_tile(self, count, reach, body):
-        """Cut `count` pixels into tiles: ``body(pixel, column, P, careful)``; `reach` is a pixel's last column."""
+    def each_tile(self, count, reach, sizes, body):
+        """Cut `count` pixels into tiles: ``body(pixel, column, P, care)``; `reach` is a pixel's last column."""
+        with self.builder.if_else(self.value["plain"]) as (plain, careful):
+            with plain:
+                self._each_tile(count, reach, sizes, body, (Care.NOTHING, Care.COLUMNS))
+            with careful:
+                self._each_tile(count, reach, (1,), body, (Care.ELEMENTS, Care.ELEMENTS))
+
+    def _each_tile(self, count, reach, sizes, body, cares):
+        """Cut pixels into tiles of these sizes, whose columns are all inside, or not: each with a care of its own."""
         builder, value = self.builder, self.value
         done = cgutils.alloca_once(builder, I64)
         builder.store(i64(0), done)
-        for pixels in tiles():
+        for pixels in sizes:
             head = builder.append_basic_block(f"tiles_{pixels}")
             tile = builder.append_basic_block(f"tile_{pixels}")
             after = builder.append_basic_block(f"after_{pixels}")
@@ -192,12 +217,14 @@ class RowEmitter:
             column = builder.add(builder.mul(pixel, stride), value["first"])
             last = builder.add(column, builder.add(builder.mul(i64(pixels - 1), stride), reach))
             low, high = builder.icmp_signed(">=", column, i64(0)), builder.icmp_signed("<", last, value["columns"])
-            inside = builder.and_(low, high)
-            with builder.if_else(builder.and_(inside, value["plain"])) as (plain, careful):
-                with plain:
-                    body(pixel, column, pixels, False)
-                with careful:
-                    body(pixel, column, pixels, True)
+            if cares[0] == cares[1]:
+                body(pixel, column, pixels, cares[0])
+            else:
+                with builder.if_else(builder.and_(low, high)) as (inside, outside):
+                    with inside:
+                        body(pixel, column, pixels, cares[0])
+                    with outside:
+                        body(pixel, column, pixels, cares[1])
             builder.store(end, done)
             builder.branch(head)
             builder.position_at_end(after)

@@ -28,7 +28,7 @@ from .constants import CUT
 from .lanes import Lanes, Spread, vector
 from .padded import Rows, View, left_behind, source_of_rows
 from .price import price
-from .rows import Literal, RowEmitter, literal_of, sum_rows
+from .rows import Care, Literal, RowEmitter, literal_of, sum_rows, sum_tiles
 
 __all__ = ["WeightGrad", "sum_taps", "weight_grad", "weight_grad_steps"]
 
@@ -110,7 +110,8 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     scratch = Part(g.scratch * itemsize * wanted.workers, "padded rows of x")
     body, tasks = weight_grad(lanes, itemsize), slices * math.ceil(spread.vectors / block)
     operands = places("x", "dy", parts, sums, zeros, scratch)
-    steps: list[Step] = [Step(body, (g,), tasks, operands, price(problem, spread, literal, CUT.sum))]
+    product = CUT.sum if machine.registers() == 32 or problem.cg == 1 else CUT.sum_in_16
+    steps: list[Step] = [Step(body, (g,), tasks, operands, price(problem, spread, literal, sum_tiles(), product))]
     if wanted.bias:
         steps.append(sum_slices(problem, slices, sums, wanted.accumulate))
     total = SumTaps(
@@ -190,12 +191,10 @@ def _emit_sums(emitted, taps, rows, x, part):
         x_ahead = builder.gep(value["ahead_x"], [builder.mul(pixels_before, i64(emitted.lines * emit.lanes))])
         dy_ahead = builder.gep(value["ahead_dy"], [builder.mul(pixels_before, i64(emit.lanes))])
 
-        def body(pixel, column, pixels, careful):
+        def body(pixel, column, pixels, care):
+            mask = emitted.mask if care == Care.ELEMENTS else None
             dy = builder.gep(dy_line, [builder.mul(pixel, value["pixel_d"])])
-            factors = [
-                emit.load(builder.gep(dy, [builder.mul(i64(i), value["pixel_d"])]), emitted.mask if careful else None)
-                for i in range(pixels)
-            ]
+            factors = [emit.load(builder.gep(dy, [builder.mul(i64(i), value["pixel_d"])]), mask) for i in range(pixels)]
             x_tile = builder.gep(x_line, [builder.mul(column, value["pixel"])])
             if taps <= 3 and emitted.literal.pattern.cg == 1:  # more taps have work enough to hide the memory behind
                 emitted.prefetch(x_ahead, pixel, pixels)
@@ -207,9 +206,9 @@ def _emit_sums(emitted, taps, rows, x, part):
                     builder.store(emit.multiply_add(vector, factors[i], builder.load(total)), total)
 
             x_rows = [builder.mul(i64(row), value["x_r"]) for row in range(rows)]
-            emitted.each_column(x_tile, column, pixels, taps, careful, add, x_rows)
+            emitted.each_column(x_tile, column, pixels, taps, care, add, x_rows)
 
-        emitted.each_tile(value["q"], reach, body)
+        emitted.each_tile(value["q"], reach, sum_tiles(), body)
     for r, row in enumerate(sums):
         for s, total in enumerate(row):
             offset = builder.add(builder.mul(i64(r), value["part_r"]), builder.mul(i64(s), value["part_q"]))

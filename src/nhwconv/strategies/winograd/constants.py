@@ -13,7 +13,7 @@ class Cut:
 
     #: Points of a tile's side that keep rounding errors within the bound: where both sides have taps, so that their
     #: errors multiply, and where the kernel has one row or one column. Nine points round as much as ten.
-    points: tuple[int, ...] = (3, 4, 5, 6, 7)
+    both: tuple[int, ...] = (3, 4, 5, 6, 7)
     alone: tuple[int, ...] = (3, 4, 5, 6, 7, 8, 10)
     #: Outputs of a tile's side that has a single tap, a phase of several: the first that wastes least. They are copied
     #: and multiplied as they are, in fewer and larger tiles.
@@ -34,9 +34,9 @@ class Cut:
     #: Channels of y of a block; fewer, where there would be fewer tasks than this.
     block_channels: int = 128
     least_tasks: int = 8
-    #: The part of the peak at which the micro-kernel runs here, where sums are short, and the cycles in which a
+    #: The price of a product here, where sums are short, beside that of one in a long sum, and the cycles in which a
     #: transform makes a vector.
-    efficiency: float = 0.75
+    product: float = 1.1
     transform: int = 4
     #: The cycles in which a register tile fetches and stores a vector of its sums, which matters where these are short.
     continued: int = 1

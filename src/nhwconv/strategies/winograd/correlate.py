@@ -100,14 +100,15 @@ def correlate_steps(problem: ConvProblem, phases: list[Filtered], backward: bool
     )
     tasks = groups * math.ceil(problem.n * phases[0].all_tiles / blocks["block_t"])
     tasks *= channel_blocks(dg, blocks["block_d"], lanes)
-    price = sum(_price(g, lanes) for g in records)
+    price = sum(_price(g, (mr, nr, lanes)) for g in records)
     return [*steps, Step(correlate(width, lanes, itemsize), tuple(records), tasks, operands, price)]
 
 
-def _price(g: Winograd, lanes: int) -> float:
+def _price(g: Winograd, shape: tuple[int, int, int]) -> float:
     """Return the cycles of one phase."""
-    weights = g.cg * g.dg * (1 if g.shared else tiles_of(g) / g.block_t)
-    return float(cycles(g, g.cg * -(-g.dg // g.block_d), g.dg, weights, lanes))
+    inputs, outputs = (math.ceil(channels / shape[2]) for channels in (g.cg, g.dg))
+    weights = g.cg * outputs * (1 if g.shared else tiles_of(g) / g.block_t)
+    return float(cycles(g, inputs * math.ceil(g.dg / g.block_d), outputs, weights, shape))
 
 
 # ----------------------------------------------------------------------------------------------- bodies

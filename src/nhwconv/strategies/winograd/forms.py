@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 
+from ...codegen import tile
 from ...codegen.native import Native
 from ...problem import ConvProblem, Pass
 from ..axes import Axis, forward_axes, input_grad_axes, tap_phases
@@ -95,7 +96,7 @@ def _outputs(taps: list[int], outputs: int, alone: bool) -> int | None:
         sizes = [(m + t - 1) * (1 + CUT.price * (m + t - 1) ** 2) if t > 1 else m for t in taps]
         return math.ceil(outputs / m) * sum(sizes)
 
-    sizes = CUT.alone if alone else CUT.points
+    sizes = CUT.alone if alone else CUT.both
     return min((size - most + 1 for size in sizes if size > most), key=price, default=None)
 
 
@@ -121,9 +122,12 @@ def filtered(problem: ConvProblem, pass_: Pass) -> list[Filtered]:
     return found if sum(c.products for c in found) < sum(c.direct for c in found) else []
 
 
-def cycles(g, inputs, outputs, weights, lanes):
-    """Return the cycles of a correlation: its products', and its transforms', of channels a tile and of weights."""
+def cycles(g, inputs, outputs, weights, shape):
+    """Return the cycles of a correlation: its products', and its transforms'.
+
+    These are counted in vectors: of a tile's channels that go in and come out, and of weights.
+    """
     points = (g.m_h + g.r_h - 1) * (g.m_w + g.r_w - 1)
     tiles = g.n * g.grids_h * g.grids_w * g.tiles_h * g.tiles_w
-    products = tiles * g.cg * g.dg / (2 * CUT.efficiency)
-    return float(g.groups * points * (products + CUT.transform * (tiles * (inputs + outputs) + weights)) / lanes)
+    products = tile.cycles(tiles, g.dg, g.cg, shape) * CUT.product
+    return float(g.groups * points * (products + CUT.transform * (tiles * (inputs + outputs) + weights)))

@@ -16,7 +16,6 @@ from numba.core import cgutils
 from ...codegen.native import Arguments, Native, Pointer, declare, invoke, native
 from ...codegen.simd import SCALARS, Emitter, i64
 from ...runtime.jit import device
-from .points import matrices
 
 __all__ = ["Added", "Kept", "Tile", "Within", "nothing", "transform", "transforms"]
 
@@ -90,9 +89,11 @@ def transforms(dtype: str, mh: int, rh: int, mw: int, rw: int) -> dict[str, Nati
 
 def _transform(dtype, which, mh, rh, mw, rw):
     """Return one transform."""
-    high, wide = matrices(mh, rh)[which], matrices(mw, rw)[which]
 
     def emit(module, name):
+        from .points import matrices  # in fractions, which only who compiles needs
+
+        high, wide = matrices(mh, rh)[which], matrices(mw, rw)[which]
         _Transform(module, name, dtype, high, wide, which == OUTPUT).emit()
 
     return native(f"nhwconv_transform_{dtype}_{('input', 'weights', 'output')[which]}_{mh}_{rh}_{mw}_{rw}", emit)

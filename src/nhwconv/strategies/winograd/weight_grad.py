@@ -118,11 +118,11 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
 
 def _price(g: WinogradWeightGrad, itemsize: int) -> float:
     """Return the cycles of one phase, where sums are continued from block to block and transformed in each slice."""
-    block = CUT.sum_bytes // itemsize
+    block, shape = CUT.sum_bytes // itemsize, tile_shape(itemsize)
+    x, dy = (math.ceil(channels / shape[2]) for channels in (g.cg, g.dg))
     continued = tiles_of(g) / g.block_t * CUT.continued / CUT.transform
-    weights = g.cg * g.dg * (continued + g.slices)
-    inputs, outputs = g.cg * -(-g.dg // block), g.dg * -(-g.cg // block)
-    return float(cycles(g, inputs, outputs, weights, machine.lanes(itemsize)))
+    weights = g.cg * dy * (continued + g.slices)
+    return float(cycles(g, x * math.ceil(g.dg / block), dy * math.ceil(g.cg / block), weights, shape))
 
 
 # ------------------------------------------------------------------------------------------------- body

@@ -1,13 +1,14 @@
-"""Groups of few channels: every way in which they lie on vectors, and what the lanes of one read."""
+"""Groups of few channels: every way in which they lie on vectors."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
+import fresh
 import nhwconv as nc
 from cases import DTYPES, PASSES, Case, data_of, exact_of, run
-from nhwconv.strategies.grouped.lanes import Spread
+from nhwconv.runtime import machine
 from tolerance import assert_close
 
 PAD1 = ((1, 1), (1, 1))
@@ -32,22 +33,15 @@ def test_groups_of_few_channels(case, dtype, pass_):
     assert_close(got, value, absolute, case.length(pass_), "depthwise", case)
 
 
-@pytest.mark.parametrize("lanes", [2, 4, 8, 16])
-@pytest.mark.parametrize(("cg", "dg"), CHANNELS)
-def test_lanes_read_their_own_group(cg, dg, lanes):
-    """Every lane takes the element of its own group from exactly one load; all vectors hold every channel once."""
-    spread = Spread(7, cg, dg, lanes)
-    whole, pieces = spread.whole, spread.pieces
-    assert spread.vectors * lanes >= 7 * dg
-    assert whole == 1 or (pieces == 1 and whole * dg <= lanes)
-    loads = spread.pattern.loads(lanes)
-    found = {}
-    for load in loads:
-        found |= {lane: load.offset + (e if load.width > 1 else 0) for lane, e in load.taken.items()}
-    assert sum(len(load.taken) for load in loads) == len(found)
-    if whole > 1:
-        assert found == {lane: lane // dg * cg for lane in range(whole * dg)}
-    assert all(element < load.width for load in loads for element in load.taken.values() if load.width > 1)
+@pytest.mark.parametrize("pass_", ["forward", "input_grad"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_groups_whose_vectors_are_not_aligned_are_stored_through_the_caches(dtype, pass_):
+    """24 channels a group: all of a pixel's are whole vectors, but every second group begins within one."""
+    case = Case(n=1, h=6, w=17, c=96, d=96, padding=PAD1, groups=4)
+    value, absolute = exact_of(case, dtype, pass_)
+    with fresh.patched((machine, "STREAM_BYTES", 0)):
+        got = run(case, data_of(case, dtype), pass_, "depthwise", out=np.full(value.shape, np.nan, dtype))
+    assert_close(got, value, absolute, case.length(pass_), "depthwise", case)
 
 
 @pytest.mark.parametrize(("c", "d", "groups"), [(6, 6, 1), (66, 66, 2), (8, 80, 2)])
@@ -58,7 +52,9 @@ def test_many_channels_a_group_are_refused(c, d, groups):
 
 
 @pytest.mark.parametrize("pass_", PASSES)
-def test_auto_takes_groups_of_four_channels(pass_):
-    """Of ResNeXt's first layers, every pass."""
+def test_auto_takes_groups_of_four_channels(pass_, monkeypatch):
+    """Of ResNeXt's first layers, every pass; a weight gradient where there are registers enough."""
+    if pass_ == "weight_grad":
+        monkeypatch.setattr(machine, "registers", lambda: 32)
     plan = nc.plan(pass_, (8, 28, 28, 128), (128, 3, 3, 4), padding=1, groups=32)
     assert plan.strategy == "depthwise"
