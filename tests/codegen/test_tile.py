@@ -52,10 +52,11 @@ def test_a_sum_of_nothing_is_what_is_added(dtype, kind):
 @each_kind
 @each_dtype
 def test_e_is_not_read_where_it_is_not_added(dtype, kind):
-    """It may hold NaN, and so may C."""
+    """It may hold NaN, and so may C, whether it would be one row or as many as C."""
     p = Product(dtype, kind, 9, 5, (2, 3, 5))
-    got = p.run("nothing", new(p, "nothing")[0], e=np.full_like(p.before, np.nan))
-    assert np.isfinite(got).all()
+    for e_row in (0, p.columns):
+        got = p.run("nothing", new(p, "nothing")[0], e=np.full_like(p.before, np.nan), e_row=e_row)
+        assert np.isfinite(got).all()
 
 
 @each_kind

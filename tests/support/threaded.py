@@ -223,14 +223,23 @@ def fork_while_another_thread_computes() -> None:
     print("done")
 
 
-def small_calls(first: str, jobs: str, calls: str) -> None:
-    """Make calls, checked, that go round so many of the six passes and dtypes; print the cache's statistics."""
-    every = [(pass_, dtype) for dtype in (np.float32, np.float64) for pass_ in PASSES]
-    some = [every[(int(first) + i) % 6] for i in range(int(jobs))]
+def small_bodies(first: str, jobs: str, calls: str) -> None:
+    """Call so many of six bodies, which one function makes, each checked; print the cache's statistics."""
+    from nhwconv.codegen.simd import integers
+    from nhwconv.runtime.jit import Body
+
+    def make(number: int) -> Body:
+        def small(operands, geometry, worker, task, fresh):
+            integers(operands)[0] = task * number + geometry
+
+        return Body(small)
+
+    bodies = [(number, make(number)) for number in ((int(first) + i) % 6 for i in range(int(jobs)))]
+    kind, result = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5), ctypes.c_int64()
     for i in range(int(calls)):
-        pass_, dtype = some[i % len(some)]
-        got = run(SMALL, data_of(SMALL, dtype), pass_, "loop")
-        assert_close(got, *exact_of(SMALL, dtype, pass_), SMALL.length(pass_), "loop", SMALL)
+        number, body = bodies[i % len(bodies)]
+        kind(body.address)(ctypes.addressof(result), 7, 0, i, 0)
+        assert result.value == i * number + 7, (number, i, result.value)
     print_cache_statistics()
 
 
