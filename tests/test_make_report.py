@@ -91,9 +91,9 @@ def test_a_short_report_takes_less_and_says_so(report: ModuleType, monkeypatch: 
     monkeypatch.setattr(report, "machine", dict)
     monkeypatch.setattr(report, "network", lambda name, dtype, given: asked.append((name, dtype)) or {})
     monkeypatch.setattr(report, "layers", lambda workloads, dtype, seconds: asked.append((dtype, seconds)) or [])
-    given = report.arguments(["--short", "--dtypes", "float64", "--networks", "jax:resnet18"])
+    given = report.arguments(["--short", "--networks", "jax:resnet18"])
     found = list(report.measure(given))[-1]
-    assert asked == [("jax:resnet18", "float64"), ("float64", report.SHORT["seconds"])]
+    assert asked == [("jax:resnet18", "float32"), ("float32", report.SHORT["seconds"])]
     assert "--short" in found["command"]
 
 

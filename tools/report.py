@@ -1,7 +1,7 @@
 """Time layers and networks against PyTorch and JAX; fill docs/performance.md and draw docs/report.svg.
 
     make report                                                # all of it: about an hour
-    make report ARGS="--short"                                 # fewer networks and layers: some five minutes
+    make report ARGS="--short"                                 # fewer networks and layers, float32: eight minutes
     make report ARGS="--dtypes float32 --networks torch:resnet18 --workloads resnet50"
     make report ARGS="--from docs/report.json"                 # print and draw what was measured before
 
@@ -41,6 +41,7 @@ DTYPES = ["float32", "float64"]
 SHORT = {
     "workloads": ["lenet5", "resnet50", "mobilenetv2", "resnext50", "convnext"],
     "networks": ["torch:resnet18", "torch:mobilenet_v2", "torch:convnext_tiny", "jax:resnet18"],
+    "dtypes": ["float32"],
     "seconds": 0.05,
     "network_seconds": 5.0,
 }
@@ -237,13 +238,14 @@ def draw(rows: list[Row]) -> str:
     lines = chart_rows(rows)
     values = [g for by in lines.values() for gains in by.values() for g in gains] or [1.0]
     low, high = math.floor(math.log2(min(*values, 0.5))), math.ceil(math.log2(max(*values, 4.0)))
+    low -= low % 2 if high - low >= 8 else 0  # a grid of every other power has to meet 1
     bottom = TOP + max(sum(GAP + LANE * len(by) for by in lines.values()), 60)
 
     def x_of(value: float) -> float:
         return LEFT + (RIGHT - LEFT) * (math.log2(value) - low) / (high - low)
 
-    parts = [f'<rect class="card" x=".5" y=".5" width="{RIGHT + 29}" height="{bottom + 33}" rx="8"/>', *_head()]
-    for power in range(low, high + 1):
+    parts = [f'<rect class="card" x=".5" y=".5" width="{RIGHT + 29}" height="{bottom + 33}" rx="8"/>', *_head(lines)]
+    for power in range(low, high + 1, 1 if high - low < 8 else 2):
         x, kind = f"{x_of(2.0**power):.1f}", "grid" if power else "even"
         parts.append(f'<line class="{kind}" x1="{x}" x2="{x}" y1="{TOP - 8}" y2="{bottom}"/>')
         parts.append(f'<text class="quiet" x="{x}" y="{bottom + 18}" text-anchor="middle">{2.0**power:g}</text>')
@@ -273,14 +275,15 @@ def _order(item: tuple[tuple[str, str], Range]) -> tuple[int, str]:
     return list(PEERS).index(peer), dtype
 
 
-def _head() -> list[str]:
-    """Return the chart's title and key."""
+def _head(lines: dict[str, dict[tuple[str, str], Range]]) -> list[str]:
+    """Return the chart's title and key, which explains float64's dots where there are any."""
     parts = [f'<text class="head" x="{LEFT}" y="24">Times as fast, with nhwconv\'s convolutions</text>']
     keys = [("torch", "", "than PyTorch's"), ("jax", "", "than JAX's"), ("torch", "float64", "hollow: float64")]
-    for at, (peer, dtype, label) in enumerate(keys):
+    double = any(dtype == "float64" for by in lines.values() for _, dtype in by)
+    for at, (peer, dtype, label) in enumerate(keys if double else keys[:2]):
         parts.append(_dot(LEFT + 5 + 120 * at, 42, peer, dtype))
         parts.append(f'<text class="quiet" x="{LEFT + 14 + 120 * at}" y="46">{label}</text>')
-    words = "Networks: a training step. Layers: the mean of all passes, a line from the least to the most."
+    words = "Networks: a training step. Layers: the mean, from least to most."
     return [*parts, f'<text class="quiet" x="{LEFT}" y="66">{words}</text>']
 
 
@@ -294,7 +297,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--from", dest="source", type=Path, help="a report.json; nothing is measured")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="the folder of performance.md; default: docs")
-    parser.add_argument("--short", action="store_true", help="fewer networks and layers, for shorter times")
+    parser.add_argument("--short", action="store_true", help="fewer networks and layers, in float32, for shorter times")
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     parser.add_argument("--workloads", nargs="*", default=WORKLOADS, help="layers, as nhwconv compare has them")
     parser.add_argument("--networks", nargs="*", default=NETWORKS, help="framework:network, such as torch:resnet18")
