@@ -53,9 +53,11 @@ def test_tune_keeps_the_fastest(folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_tune_measures_every_pass_of_every_layer(folder: Path) -> None:
     """Where only one strategy can do it, the table says so."""
-    result = run("tune", "--layer", SMALL, "--layer", WIDE, "--only", "n2", "--dtype", "float64", "--seconds", "0.01")
+    layers = "n2h9w8c4d1k3p1", WIDE  # one channel of y is too few for winograd, however short vectors are
+    words = [word for layer in layers for word in ("--layer", layer)]
+    result = run("tune", *words, "--only", "n2", "--dtype", "float64", "--seconds", "0.01")
     assert result.exit_code == 0, result.output
-    assert [row[:2] for row in cells(result)] == [[layer, pass_] for layer in (SMALL, WIDE) for pass_ in PASSES]
+    assert [row[:2] for row in cells(result)] == [[layer, pass_] for layer in layers for pass_ in PASSES]
     assert [row[2:] for row in cells(result)[:3]] == [["loop", "-", "no", "other", "-"]] * 3
     assert choices.count() == 3
 

@@ -120,7 +120,7 @@ DAMAGE = {
     "truncated": lambda data: data[:-1],
     "longer": lambda data: data + b"\0",
     "a bit of the checksum": lambda data: bytes([data[0] ^ 1]) + data[1:],
-    "a bit of the data": lambda data: data[:5000] + bytes([data[5000] ^ 128]) + data[5001:],
+    "a bit of the data": lambda data: data[:2000] + bytes([data[2000] ^ 128]) + data[2001:],
     "the last bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
     "foreign": lambda data: b"MZ" + bytes(1000),
     "a foreign pickle": lambda data: pickle.dumps("not code"),

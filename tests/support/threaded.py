@@ -20,6 +20,7 @@ import numpy as np
 
 import nhwconv as nc
 from cases import PASSES, Case, data_of, exact_of, run, supporting
+from nhwconv.codegen.simd import integers
 from nhwconv.strategies import AUTO
 from tolerance import assert_close
 
@@ -225,7 +226,6 @@ def fork_while_another_thread_computes() -> None:
 
 def small_bodies(first: str, jobs: str, calls: str) -> None:
     """Call so many of six bodies, which one function makes, each checked; print the cache's statistics."""
-    from nhwconv.codegen.simd import integers
     from nhwconv.runtime.jit import Body
 
     def make(number: int) -> Body:
