@@ -24,6 +24,7 @@ CASES = (
     Case(n=2, h=16, w=16, c=64, d=32, kh=4, kw=4, stride=(2, 2), padding=((1, 1), (1, 1))),
     Case(n=2, h=16, w=16, c=33, d=48, kh=2, kw=2, stride=(2, 2)),
     Case(n=1, h=16, w=17, c=3, d=32, dilation=(2, 3), stride=(2, 3)),
+    Case(n=3, h=4, w=5, c=7, d=20, kh=4, kw=5),
 )
 
 each_strategy = pytest.mark.parametrize("strategy", REGISTRY)

@@ -6,16 +6,16 @@ from collections.abc import Iterable
 
 import numpy.typing as npt
 
-from . import checks
-from .checks import Options, words_of
+from .layouts import Layout
 from .ops import (
     Array,
+    Convolution,
     Gradients,
     StrategyName,
+    backward,
     backward_plan,
+    forward,
     forward_plan,
-    run_backward,
-    run_forward,
     transposed_backward_plan,
     transposed_plan,
 )
@@ -23,6 +23,10 @@ from .ops import (
 __all__ = ["conv1d", "conv1d_backward", "conv_transpose1d", "conv_transpose1d_backward"]
 
 Padding = int | tuple[int, int] | str
+
+_ROWS = Layout(dimensions=1)
+CONV1D = Convolution("conv1d", forward_plan, backward_plan, _ROWS)
+CONV_TRANSPOSE1D = Convolution("conv_transpose1d", transposed_plan, transposed_backward_plan, _ROWS)
 
 
 def conv1d(
@@ -89,9 +93,7 @@ def conv1d(
     >>> nc.conv1d(x, w, padding="same").shape
     (8, 1024, 32)
     """
-    with words_of("conv1d"):
-        of = checks.as_layout(layout, w_layout, 1)
-        return run_forward(forward_plan, x, w, b, Options.of(stride, padding, dilation, groups, of), strategy, out)
+    return forward(CONV1D, x, w, b, stride, padding, dilation, groups, layout, w_layout, strategy, out)
 
 
 def conv1d_backward(
@@ -147,9 +149,9 @@ def conv1d_backward(
     >>> g.dx.shape, g.dw.shape, g.db.shape
     ((8, 100, 16), (4, 3, 16), (4,))
     """
-    with words_of("conv1d_backward"):
-        options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout, 1))
-        return run_backward(backward_plan, x, w, dy, needs, options, strategy, out, accumulate)
+    return backward(
+        CONV1D, x, w, dy, needs, stride, padding, dilation, groups, layout, w_layout, strategy, out, accumulate
+    )
 
 
 def conv_transpose1d(
@@ -205,10 +207,9 @@ def conv_transpose1d(
     >>> nc.conv_transpose1d(x, w, stride=2, padding=1).shape
     (8, 200, 8)
     """
-    with words_of("conv_transpose1d"):
-        of = checks.as_layout(layout, w_layout, 1)
-        options = Options.of(stride, padding, dilation, groups, of, output_padding)
-        return run_forward(transposed_plan, x, w, b, options, strategy, out)
+    return forward(
+        CONV_TRANSPOSE1D, x, w, b, stride, padding, dilation, groups, layout, w_layout, strategy, out, output_padding
+    )
 
 
 def conv_transpose1d_backward(
@@ -265,7 +266,7 @@ def conv_transpose1d_backward(
     >>> g.dx.shape, g.dw.shape, g.db.shape
     ((8, 100, 16), (16, 4, 8), (8,))
     """
-    with words_of("conv_transpose1d_backward"):
-        of = checks.as_layout(layout, w_layout, 1)
-        options = Options.of(stride, padding, dilation, groups, of, output_padding)
-        return run_backward(transposed_backward_plan, x, w, dy, needs, options, strategy, out, accumulate)
+    return backward(
+        CONV_TRANSPOSE1D, x, w, dy, needs, stride, padding, dilation, groups, layout, w_layout, strategy, out,
+        accumulate, output_padding,
+    )  # fmt: skip

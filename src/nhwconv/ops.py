@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -113,13 +113,7 @@ def conv2d(
     >>> float(nc.conv2d(x, w)[0, 0, 0, 0])
     27.0
     """
-    if layout is _NHWC and w_layout is None and out is None:
-        found = _known("forward", x, w, b, stride, padding, dilation, groups, strategy)
-        if found is not None:
-            return found.unchecked(cast("Array", x), cast("Array", w), cast("Array", b))
-    with words_of("conv2d"):
-        options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
-        return run_forward(forward_plan, x, w, b, options, strategy, out)
+    return forward(CONV2D, x, w, b, stride, padding, dilation, groups, layout, w_layout, strategy, out)
 
 
 def conv2d_weight_grad(
@@ -339,13 +333,9 @@ def conv2d_backward(
     >>> g.dx is None, g.dw.shape, g.db.shape
     (True, (16, 3, 3, 3), (16,))
     """
-    if layout is _NHWC and w_layout is None and out is None and accumulate is False:
-        found = _known_backward(x, w, dy, needs, stride, padding, dilation, groups, strategy)
-        if found is not None:
-            return run_gradients(*found, {}, False)
-    with words_of("conv2d_backward"):
-        options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
-        return run_backward(backward_plan, x, w, dy, needs, options, strategy, out, accumulate)
+    return backward(
+        CONV2D, x, w, dy, needs, stride, padding, dilation, groups, layout, w_layout, strategy, out, accumulate
+    )
 
 
 def plan(
@@ -560,47 +550,94 @@ def transposed_backward_plan(x: Any, w: Any, dtype: Any, options: Options, needs
 # ------------------------------------------------------------------------------------- calls seen before
 
 
-def _exact(stride: Any, padding: Any, dilation: Any, groups: Any, strategy: Any) -> bool:
-    """Whether options can be looked up as they are."""
-    return type(stride) is type(padding) is type(dilation) is type(groups) is int and type(strategy) is str
+class Convolution(NamedTuple):
+    """One of the public convolutions: its name, what plans it and its gradients, and its dimensions."""
+
+    name: str
+    plan: Callable[..., Plan]
+    backward_plan: Callable[..., Backward]
+    layout: Layout = PLAIN
 
 
-def _known(
-    pass_: Pass, x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any, strategy: Any
-) -> Plan | None:
+CONV2D = Convolution("conv2d", forward_plan, backward_plan)
+
+
+def _exact(*options: Any) -> bool:
+    """Whether options are ints themselves, and can be looked up as they are."""
+    stride, padding, dilation, groups, output_padding = options
+    return type(stride) is type(padding) is type(dilation) is type(groups) is int and (
+        output_padding is None or type(output_padding) is int
+    )
+
+
+def _known(of: Convolution, x: Any, w: Any, b: Any, strategy: Any, *options: Any) -> Plan | None:
     """Return the plan of a call that needs no checks, because one like it went through them; None for any other."""
-    if not (type(x) is type(w) is np.ndarray and _exact(stride, padding, dilation, groups, strategy)):
+    if not (type(x) is type(w) is np.ndarray and type(strategy) is str and _exact(*options)):
         return None
-    key = pass_, x.shape, w.shape, x.dtype, stride, padding, dilation, groups, strategy
+    key = of.name, x.shape, w.shape, x.dtype, strategy, options
     found: Plan | None = _calls.get(key)
     if found is None:
         if x.dtype not in checks.NATIVE:
             return None
-        with words_of("conv2d"):
-            found = _plan(pass_, x.shape, w.shape, x.dtype, Options.of(stride, padding, dilation, groups), strategy)
+        with words_of(of.name):
+            stride, padding, dilation, groups, output_padding = options
+            checked = Options.of(stride, padding, dilation, groups, of.layout, output_padding)
+            found = _remembered(of.plan, x.shape, w.shape, x.dtype, checked, strategy)
         _remember(_calls, key, found)
     return found if found._fits(x, w, b) else None
 
 
 def _known_backward(
-    x: Any, w: Any, dy: Any, needs: Any, stride: Any, padding: Any, dilation: Any, groups: Any, strategy: Any
+    of: Convolution, x: Any, w: Any, dy: Any, needs: Any, strategy: Any, *options: Any
 ) -> tuple[Backward, Array, Array, Array] | None:
     """Return the plan of a backward call that needs no checks, and its arrays; None for any other."""
-    if type(needs) is not tuple or not _exact(stride, padding, dilation, groups, strategy):
+    if not (type(needs) is tuple and type(strategy) is str and _exact(*options)):
         return None
     if not type(x) is type(w) is type(dy) is np.ndarray:
         return None
-    key = needs, x.shape, w.shape, x.dtype, stride, padding, dilation, groups, strategy
+    key = of.name, needs, x.shape, w.shape, x.dtype, strategy, options
     found: Backward | None = _calls.get(key)
     if found is None:
         if x.dtype not in checks.NATIVE:
             return None
-        with words_of("conv2d_backward"):
-            options = Options.of(stride, padding, dilation, groups)
-            checked = check_needs(needs)
-            found = _remembered(backward_plan, x.shape, w.shape, x.dtype, options, checked, strategy)
+        with words_of(f"{of.name}_backward"):
+            stride, padding, dilation, groups, output_padding = options
+            checked = Options.of(stride, padding, dilation, groups, of.layout, output_padding)
+            found = _remembered(of.backward_plan, x.shape, w.shape, x.dtype, checked, check_needs(needs), strategy)
         _remember(_calls, key, found)
     return (found, x, w, dy) if found.fits(x, w, dy) else None
+
+
+def forward(
+    of: Convolution, x: Any, w: Any, b: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    layout: Any, w_layout: Any, strategy: Any, out: Any, output_padding: Any = None,
+) -> Array:  # fmt: skip
+    """Do what one of the public convolutions does."""
+    if layout is _NHWC and w_layout is None and out is None:
+        found = _known(of, x, w, b, strategy, stride, padding, dilation, groups, output_padding)
+        if found is not None:
+            return found.unchecked(x, w, b)
+    with words_of(of.name):
+        lie = checks.as_layout(layout, w_layout, of.layout.dimensions)
+        options = Options.of(stride, padding, dilation, groups, lie, output_padding)
+        return _run_pass(*check_forward(of.plan, x, w, b, options, strategy, out), out)
+
+
+def backward(
+    of: Convolution, x: Any, w: Any, dy: Any, needs: Any, stride: Any, padding: Any, dilation: Any, groups: Any,
+    layout: Any, w_layout: Any, strategy: Any, out: Any, accumulate: Any, output_padding: Any = None,
+) -> Gradients:  # fmt: skip
+    """Do what the backward pass of one of the public convolutions does."""
+    if layout is _NHWC and w_layout is None and out is None and accumulate is False:
+        found = _known_backward(of, x, w, dy, needs, strategy, stride, padding, dilation, groups, output_padding)
+        if found is not None:
+            return run_gradients(*found, {}, False)
+    with words_of(f"{of.name}_backward"):
+        lie = checks.as_layout(layout, w_layout, of.layout.dimensions)
+        options = Options.of(stride, padding, dilation, groups, lie, output_padding)
+        plan, inputs, results = check_backward(of.backward_plan, x, w, dy, needs, options, strategy, out, accumulate)
+        x, w, dy = (checks.prepare(array, plan.problem.dtype, array.shape) for array in inputs.values())
+        return run_gradients(plan, x, w, dy, results, bool(accumulate))
 
 
 # ------------------------------------------------------------------------------------------------ checks
@@ -714,25 +751,3 @@ def _run_pass(plan: Plan, inputs: dict[str, Array], out: Any, accumulate: bool =
     first, second, *b = (checks.prepare(array, dtype, array.shape) for array in inputs.values())
     plan.run(first, second, b[0] if b else None, result, accumulate)
     return result
-
-
-def run_forward(make: Callable[..., Plan], x: Any, w: Any, b: Any, options: Options, strategy: Any, out: Any) -> Array:
-    """Check the arrays of a forward pass, and run the plan that ``make`` makes for them."""
-    return _run_pass(*check_forward(make, x, w, b, options, strategy, out), out)
-
-
-def run_backward(
-    make: Callable[..., Backward],
-    x: Any,
-    w: Any,
-    dy: Any,
-    needs: Any,
-    options: Options,
-    strategy: Any,
-    out: Any,
-    accumulate: Any,
-) -> Gradients:
-    """Check the arrays of a backward pass, and run the plan that ``make`` makes for them."""
-    plan, inputs, results = check_backward(make, x, w, dy, needs, options, strategy, out, accumulate)
-    x, w, dy = (checks.prepare(array, plan.problem.dtype, array.shape) for array in inputs.values())
-    return run_gradients(plan, x, w, dy, results, bool(accumulate))

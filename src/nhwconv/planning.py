@@ -160,7 +160,8 @@ class Plan:
         ValueError, TypeError
             Where arrays do not fit the plan.
         """
-        if not (out is None and accumulate is False and self._fits(first, second, b)):
+        plain = out is None and accumulate is False and (b is None or self.pass_ == "forward")
+        if not (plain and self._fits(first, second, b)):
             with words_of("plan"):
                 inputs = self.check(first, second, b, out, accumulate)
                 first, second, *bias = (checks.prepare(a, self.problem.dtype, a.shape) for a in inputs.values())
@@ -198,7 +199,6 @@ class Plan:
             and first.flags.carray
             and second.flags.carray
             and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype is dtype and b.flags.carray))
-            and (b is None or self.pass_ == "forward")
         )
 
     def check(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> dict[str, Array]:

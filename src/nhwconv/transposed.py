@@ -6,21 +6,22 @@ from collections.abc import Iterable
 
 import numpy.typing as npt
 
-from . import checks
-from .checks import Options, words_of
 from .ops import (
     Array,
+    Convolution,
     Gradients,
     Padding,
     Size,
     StrategyName,
-    run_backward,
-    run_forward,
+    backward,
+    forward,
     transposed_backward_plan,
     transposed_plan,
 )
 
 __all__ = ["conv_transpose2d", "conv_transpose2d_backward"]
+
+CONV_TRANSPOSE2D = Convolution("conv_transpose2d", transposed_plan, transposed_backward_plan)
 
 
 def conv_transpose2d(
@@ -103,10 +104,9 @@ def conv_transpose2d(
     >>> nc.conv_transpose2d(y, w, stride=2).shape == x.shape
     True
     """
-    with words_of("conv_transpose2d"):
-        of = checks.as_layout(layout, w_layout)
-        options = Options.of(stride, padding, dilation, groups, of, output_padding)
-        return run_forward(transposed_plan, x, w, b, options, strategy, out)
+    return forward(
+        CONV_TRANSPOSE2D, x, w, b, stride, padding, dilation, groups, layout, w_layout, strategy, out, output_padding
+    )
 
 
 def conv_transpose2d_backward(
@@ -166,7 +166,7 @@ def conv_transpose2d_backward(
     >>> g.dx.shape, g.dw.shape, g.db.shape
     ((8, 14, 14, 32), (32, 2, 2, 16), (16,))
     """
-    with words_of("conv_transpose2d_backward"):
-        of = checks.as_layout(layout, w_layout)
-        options = Options.of(stride, padding, dilation, groups, of, output_padding)
-        return run_backward(transposed_backward_plan, x, w, dy, needs, options, strategy, out, accumulate)
+    return backward(
+        CONV_TRANSPOSE2D, x, w, dy, needs, stride, padding, dilation, groups, layout, w_layout, strategy, out,
+        accumulate, output_padding,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The bias gradient: sums of dy over pixels in short parts, which are then added in float64.
+"""The bias gradient: sums of dy over pixels in short parts, which are then added in float64. And a bias repeated.
 
 A strategy that reads all of dy anyway sums it meanwhile, and uses `sum_slices` alone; for others there is `bias_steps`.
 """
@@ -9,14 +9,24 @@ from functools import cache
 
 import numpy as np
 
-from ..codegen.simd import add_rows, at, fill_zero, integers, numbers
+from ..codegen.simd import add_rows, at, copy, fill_zero, integers, numbers
 from ..problem import ConvProblem
 from ..program import Part, Place, Step, places
 from ..runtime.arrays import Array, values_are_data
 from ..runtime.jit import Body
 from ..runtime.records import Record, record
 
-__all__ = ["SERIAL", "bias_steps", "column_steps", "column_sums", "sum_pixels", "sum_rows", "sum_slices"]
+__all__ = [
+    "SERIAL",
+    "bias_steps",
+    "column_steps",
+    "column_sums",
+    "repeat_bias",
+    "repeat_step",
+    "sum_pixels",
+    "sum_rows",
+    "sum_slices",
+]
 
 #: Below this many elements a parallel launch costs more than it saves.
 SERIAL = 100_000
@@ -93,6 +103,33 @@ def column_steps(
 def bias_steps(pixels: int, d: int, itemsize: int, accumulate: bool) -> list[Step]:
     """Return the steps that write ``dy.sum(0)`` to db, or add it; dy is ``(pixels, d)``."""
     return column_steps(pixels, d, (itemsize, itemsize), "dy", "db", accumulate)
+
+
+class Repeat(Record):
+    """A bias of so many channels, and how often it is written."""
+
+    channels: int
+    times: int
+
+
+@cache
+def repeat_bias(ITEMSIZE: int) -> Body:
+    """Make the body that writes a bias again and again; it takes it and the target."""
+
+    def repeat_bias(operands, geometry, worker, task, fresh):
+        g = record(geometry, 0, Repeat)
+        table = integers(operands)
+        bias, target = numbers(table[0], ITEMSIZE), numbers(table[1], ITEMSIZE)
+        for i in range(g.times):
+            copy(at(target, i * g.channels), bias, g.channels)
+
+    return Body(repeat_bias)
+
+
+def repeat_step(channels: int, times: int, itemsize: int) -> tuple[Step, Part]:
+    """Return the step that writes b for pixels that have become channels of one, and where."""
+    part = Part(channels * times * itemsize, "the bias of several pixels")
+    return Step(repeat_bias(itemsize), (Repeat(channels=channels, times=times),), 1, places("b", part)), part
 
 
 @values_are_data

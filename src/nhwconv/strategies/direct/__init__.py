@@ -13,10 +13,11 @@ Where outputs share no pixels, as in patches, a row of taps is one pixel of more
 from __future__ import annotations
 
 from ...problem import ConvProblem, Pass
-from ...program import Program, Step
+from ...program import Place, Program, Step
 from ...runtime import machine
 from ..axes import Axis, forward_axes, input_grad_axes
 from ..base import Wanted
+from ..bias import repeat_step
 from ..turning import with_weights
 from .correlate import correlate_steps
 from .narrow import narrow_steps
@@ -38,11 +39,15 @@ class Loop:
 
     def program(self, problem: ConvProblem, pass_: Pass, wanted: Wanted) -> Program:
         """Packed weights, then correlations; or a product over all pixels, and the sum of its slices."""
-        problem = problem.folded
+        channels, problem = problem.c, problem.folded
         if pass_ == "forward":
             steps = _correlations(problem, [forward_axes(problem)], False, wanted)
         elif pass_ == "input_grad":
             steps = _correlations(problem, input_grad_axes(problem), True, wanted)
+            if wanted.bias and problem.c > channels:  # each of the pixels has it
+                repeated, bias = repeat_step(channels, problem.c // channels, problem.dtype.itemsize)
+                own = Program(tuple(steps)).moved({"b": Place(bias)})
+                return Program((repeated, *own.steps), wanted.workers)
         elif problem.groups > 1:
             # Parts have the channels of a group together, and weights as "HWIO" those of all groups.
             steps = weight_grad_steps(problem, wanted._replace(weights="OHWI"))
