@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 
 import ml_dtypes
@@ -158,15 +159,19 @@ def test_hints(call, message):
 
 
 def test_results_are_plain_arrays():
-    """Small ones own their memory, as NumPy's do; larger ones are views of aligned memory, and nothing else differs."""
-    small, large = nc.conv2d(X[:1, :4, :4], W), nc.conv2d(np.ones((2, 40, 40, 3), np.float32), W)
-    assert small.base is None
-    assert small.flags.owndata
-    small.resize((1, 2, 2, 2))
-    for y in (small, large):
+    """Those below 1 MiB own their memory, as NumPy's do; larger ones are views of it, and nothing else differs."""
+    some, large = nc.conv2d(np.ones((1, 60, 60, 3), np.float32), W), nc.conv2d(np.ones((2, 400, 400, 3), np.float32), W)
+    assert some.nbytes > 4096
+    for y in (some, large):
         assert type(y) is np.ndarray
         assert y.flags.c_contiguous
         assert y.flags.writeable
         assert y.flags.aligned
+    assert some.base is None
+    assert some.flags.owndata
+    assert sys.getsizeof(some) == sys.getsizeof(some.copy())
+    some.resize((1, 2, 2, 2))
+    assert large.nbytes >= 2**20
     assert large.ctypes.data % 64 == 0
+    assert large.base is not None
     assert large.copy().flags.owndata

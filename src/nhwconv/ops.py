@@ -89,7 +89,8 @@ def conv2d(
     -------
     ndarray
         ``(N, OH, OW, D)``, or ``(OH, OW, D)`` and ``(OH, OW)`` for the smaller forms; `out` where it was given.
-        A new one of 4 KiB or more is a view of aligned memory: it has a `base`, and cannot be resized in place.
+        A new one of 1 MiB or more is a view of memory that is used again: it has a `base`, and cannot be resized in
+        place. `.copy()`, or an `out`, owns its data.
 
     Raises
     ------

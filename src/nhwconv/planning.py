@@ -196,9 +196,9 @@ class Plan:
             and second.shape == shapes[1]
             and first.dtype is dtype
             and second.dtype is dtype
-            and first.flags.carray
-            and second.flags.carray
-            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype is dtype and b.flags.carray))
+            and (first.flags.carray or _readable(first))
+            and (second.flags.carray or _readable(second))
+            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype is dtype and _readable(b)))
         )
 
     def check(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> dict[str, Array]:
@@ -276,6 +276,12 @@ _BACKWARD = ("x", "w", "dy", "dx", "dw", "db")
 _TRANSPOSED = ("dy", "w", "x", "y", "dw", "db")
 
 
+def _readable(array: Array) -> bool:
+    """Whether programs can read an array as it is; `carray`, which is asked sooner, is for those to be written, too."""
+    flags = array.flags
+    return flags.c_contiguous and flags.aligned
+
+
 def _named(pairs: Iterable[tuple[str, Array | None]]) -> dict[str, Array]:
     return {name: array for name, array in pairs if array is not None}
 
@@ -312,9 +318,9 @@ class Backward:
             and x.dtype is dtype
             and w.dtype is dtype
             and dy.dtype is dtype
-            and x.flags.carray
-            and w.flags.carray
-            and dy.flags.carray
+            and (x.flags.carray or _readable(x))
+            and (w.flags.carray or _readable(w))
+            and (dy.flags.carray or _readable(dy))
         )
 
     def run(self, x: Array, w: Array, dy: Array, dx: Any, dw: Any, db: Any, accumulate: bool = False) -> None:

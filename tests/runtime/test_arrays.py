@@ -23,7 +23,7 @@ def _no_unused_buffers():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
 @pytest.mark.parametrize("count", [0, 1, 5, 4095, 4097, 100_001, 2**20 - 1, 2**20, 2**21 + 3])
 def test_arrays_are_what_was_asked_for(count, dtype):
-    """Shape, dtype and layout are exact, all of it can be written, and from a page on it starts at a cache line."""
+    """Shape, dtype and layout are exact, all of it can be written; a large one starts at a cache line."""
     a = arrays.empty((count, 1), np.dtype(dtype))
     assert a.shape == (count, 1)
     assert a.dtype == dtype
@@ -31,7 +31,9 @@ def test_arrays_are_what_was_asked_for(count, dtype):
     assert a.flags.writeable
     a[...] = 3
     assert (a == 3).all()
-    if a.nbytes >= 4096:
+    large = a.nbytes >= arrays.REUSED_FROM
+    assert a.flags.owndata == (not large)
+    if large:
         assert a.ctypes.data % arrays.ALIGNMENT == 0
 
 

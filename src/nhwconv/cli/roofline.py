@@ -93,14 +93,20 @@ def peak_call(dtype: np.dtype[Any], threads: int) -> tuple[Callable[[], None], i
     """Return a call of the micro-kernel on operands in L1, eight tasks a thread, and its floating-point operations."""
     mr, nr = register_tile(dtype.itemsize)
     columns = nr * machine.lanes(dtype.itemsize)
-    a, b = (arrays.empty((size * STEPS,), dtype) for size in (mr, columns))
-    a[:], b[:] = 1, 1
-    c = arrays.empty((threads * mr * columns,), dtype)
+    a, b = (_aligned(size * STEPS, dtype) for size in (mr, columns))
+    c = _aligned(threads * mr * columns, dtype)
     tasks = 8 * threads
     geometry = LimitTiles(rows=mr, columns=columns, steps=STEPS, runs=RUNS, tile=panel_tile(dtype.name, mr, nr))
     step = Step(multiply_add(dtype.itemsize), (geometry,), tasks, places("x", "w", "y"))
     program = Program((step,), threads)
     return lambda: execute(program, x=a, w=b, y=c), 2 * math.prod((mr, columns, STEPS, RUNS, tasks))
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> arrays.Array:
+    """Return ones from a cache line's beginning on, so that no vector lies in two of them."""
+    lines = np.ones(size + arrays.ALIGNMENT, dtype)
+    start = -lines.ctypes.data % arrays.ALIGNMENT // dtype.itemsize
+    return lines[start : start + size]
 
 
 @cache
