@@ -16,7 +16,7 @@ TIMED   := env -u OPENBLAS_CORETYPE
 PYTEST  := env OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-adapters test-pages nightly soak mutants lint docs report build bench bench-compare \
+.PHONY: help demo test test-adapters test-pages test-peers nightly soak mutants lint docs report build bench bench-compare \
 	bench-noise bench-record dashboard clean
 
 help:  ## list the targets
@@ -36,6 +36,9 @@ test-adapters: $(VENV)/with-adapters  ## test the adapters for PyTorch, JAX and 
 test-pages: $(VENV)/with-pages  ## test the pages that it makes in Chromium, which it finds, brings, or says how to get
 	$(BIN)/python tests/support/browser.py
 	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/pages $(ARGS)
+
+test-peers: $(VENV)/with-peers  ## run PyTorch's, ONNX's and Keras's own suites on nhwconv
+	$(BIN)/python -m pytest -c tests/peers/pytest.ini tests/peers $(ARGS)
 
 nightly: $(VENV)/with-test  ## run all tests in their long forms: more problems, more threads, more calls
 	NHWCONV_TESTS=nightly $(PYTEST) $(ARGS)
