@@ -26,10 +26,9 @@ def test_avx512_width():
     """With AVX-512 all of a register is used, although LLVM prefers half of it on some CPUs."""
     from llvmlite import binding
 
-    if not binding.get_host_cpu_features().get("avx512f", False):
-        pytest.skip("no AVX-512 here")
-    assert machine.vector_bytes() == 64
-    assert machine.registers() == 32
+    wide = bool(binding.get_host_cpu_features().get("avx512f", False))
+    assert (machine.vector_bytes() == 64) == wide
+    assert machine.registers() == 32 or not wide
 
 
 @pytest.mark.parametrize(

@@ -256,8 +256,8 @@ MUTANTS = (
     Mutant("checks: integers are not made ints", "checks.py", "    return number\n\n\ndef pair(",
            "    return value\n\n\ndef pair(", "tests/test_checks.py -k planned_by_their_value"),
     Mutant("plans: equal options share a plan", "ops.py",
-           "return type(stride) is type(padding) is type(dilation) is type(groups) is int and type(strategy) is str",
-           "return type(strategy) is str", "tests/test_checks.py -k other_types"),
+           "return type(stride) is type(padding) is type(dilation) is type(groups) is int and (", "return (",
+           "tests/test_checks.py -k other_types"),
 )  # fmt: skip
 
 
