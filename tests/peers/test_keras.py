@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import replaced
 from keras.src.layers.convolutional.conv_test import ConvBasicTest, ConvCorrectnessTest
 from keras.src.layers.convolutional.conv_transpose_test import ConvTransposeBasicTest, ConvTransposeCorrectnessTest
 from keras.src.layers.convolutional.depthwise_conv_test import DepthwiseConvBasicTest, DepthwiseConvCorrectnessTest
 from keras.src.layers.convolutional.separable_conv_test import SeparableConvBasicTest, SeparableConvCorrectnessTest
+
+import replaced
 
 __all__ = [
     "ConvBasicTest",
