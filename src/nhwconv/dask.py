@@ -113,7 +113,8 @@ def conv2d_backward(
     -------
     Gradients
         ``(dx, dw, db)``: dx chunked as x is, dw and db in one chunk; None where not needed. Parts of dw and db are
-        added in float32 at least, each rounded to the arrays' dtype; their last bits depend on the chunks.
+        added in float32 at least, each rounded to the arrays' dtype; their last bits depend on the chunks, as those
+        of dx do where a strategy is chosen for each chunk.
 
     Raises
     ------
