@@ -198,7 +198,8 @@ class Plan:
             and second.dtype is dtype
             and (first.flags.carray or _readable(first))
             and (second.flags.carray or _readable(second))
-            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype is dtype and _readable(b)))
+            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype is dtype))
+            and (b is None or b.flags.carray or _readable(b))
         )
 
     def check(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> dict[str, Array]:
