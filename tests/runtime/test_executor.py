@@ -194,7 +194,7 @@ def test_which_form_runs(log):
 @contextmanager
 def inside_another_thread():
     """As if another thread were inside a workqueue launch."""
-    executor.launcher.inside["launch"] = threading.get_ident() + 1
+    executor.launcher.inside["launch"] = [threading.get_ident() + 1]
     yield
     executor.launcher.leave()
 
@@ -205,6 +205,19 @@ def test_ctrl_c_after_a_claim_locks_nobody_out(log):
     assert executor.launcher.enter()
     launch(log, 2)
     assert log == ["parallel"]
+    assert not executor.launcher.inside
+
+
+def test_a_call_in_a_handler_leaves_the_claim_of_the_call_that_it_interrupts(log):
+    """It runs in series: were the claim given back with it, another thread could launch beside the interrupted call."""
+    executor.launcher.layer = "workqueue"
+
+    def interrupted():
+        launch(log, 2)
+        log.append(len(executor.launcher.inside))
+
+    executor.launch(interrupted, interrupted, 2)
+    assert log == ["serial", 1]
     assert not executor.launcher.inside
 
 

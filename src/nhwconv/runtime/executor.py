@@ -20,6 +20,7 @@ import os
 import sys
 import threading
 from time import perf_counter
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ class _Launcher:
     """Knows whether a parallel launch is safe now."""
 
     def __init__(self) -> None:
-        self.inside: dict[str, int] = {}  # "launch": the thread that is inside a workqueue launch
+        self.inside: dict[str, list[int]] = {}  # "launch": the thread that is inside a workqueue launch
         self.layer: str | None = None  # unknown until the first launch
         self.orphaned = False  # forked after OpenMP started
 
@@ -130,13 +131,15 @@ class _Launcher:
         return self.layer
 
     def enter(self) -> bool:
-        """Claim workqueue for this thread; False where another thread is inside a launch.
+        """Claim workqueue for a launch; False where another one is under way, in whichever thread.
 
-        Ctrl-C may strike between a claim and the `try` that gives it back. But a claim is its thread's, and a thread
-        that comes here is inside no launch: so its next call has the claim, and gives it back.
+        Python runs handlers of signals between any two steps, so a claim of this thread that is found here is one of
+        two things. A call that a handler interrupted has it, still goes on, and will give it back. Or Ctrl-C struck
+        between a claim and the `try` that gives it back: it is nobody's, and goes with the call that finds it.
         """
-        me = threading.get_ident()
-        return self.inside.setdefault("launch", me) == me  # one step, whichever threads are about
+        claim = [threading.get_ident()]
+        found = self.inside.setdefault("launch", claim)  # one step, whichever threads are about
+        return found is claim or (found == claim and not _interrupts_a_launch())
 
     def leave(self) -> None:
         """Give workqueue back."""
@@ -164,6 +167,14 @@ if hasattr(os, "register_at_fork"):
 def start() -> str:
     """Start Numba's threads and return the name of their layer."""
     return launcher.start()
+
+
+def _interrupts_a_launch() -> bool:
+    """Return whether another launch goes on below the one that asks, in its thread."""
+    frame: FrameType | None = sys._getframe(3)  # this function, `enter` and `launch`
+    while frame is not None and frame.f_code is not launch.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def launch(parallel_form: Any, serial_form: Any, workers: int, *arguments: Any) -> None:
