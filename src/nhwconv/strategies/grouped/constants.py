@@ -29,8 +29,8 @@ class Cut:
     most_scratch: int = 2**19
     #: Weight gradient: pixels whose products are summed in registers.
     sum_pixels: int = 128
-    #: Weight gradient: least rows of a slice, most slices, and most numbers of all their parts.
-    slice_lines: int = 3
+    #: Weight gradient: least pixels of a slice, most slices, and most numbers of all their parts.
+    slice_pixels: int = 256
     most_slices: int = 16
     parts_limit: int = 2**20
 

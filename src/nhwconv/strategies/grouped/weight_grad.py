@@ -81,8 +81,9 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     literal = literal_of({columns.taps}, columns.stride, columns.dilation, spread.pattern)
     chunks, part_v = literal.split(columns.taps), problem.kh * problem.kw * problem.cg * lanes
     part, lines = part_v * spread.vectors, problem.n * problem.oh
-    # Where groups have many channels, a part is large beside the pixels of a slice: vectors are cut instead.
-    slices = max(1, min(CUT.most_slices, CUT.parts_limit // (part * problem.cg), lines // CUT.slice_lines))
+    # A slice has a part, that of many channels a large one, and small images few pixels: then vectors are cut instead.
+    pixels = lines * problem.ow
+    slices = max(1, min(CUT.most_slices, CUT.parts_limit // (part * problem.cg), lines, pixels // CUT.slice_pixels))
     block = math.ceil(spread.vectors / math.ceil(CUT.most_slices / slices))
     lines_summed = max(1, CUT.sum_pixels // problem.ow)
     channels = min(problem.c, ((block + spread.pieces - 2) // spread.pieces + 1) * spread.whole * problem.cg)
