@@ -13,7 +13,7 @@ from typing import NamedTuple, SupportsInt
 from numba.core import cgutils
 
 from ...codegen.native import Native, Pointer, invoke, native
-from ...codegen.simd import at, copy, fill_zero, i64, integers, numbers
+from ...codegen.simd import at, copy, fill_zero, i64, integers, numbers, transpose
 from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import machine
@@ -66,7 +66,11 @@ class Correlate(Rows):
 
 
 class Taps(Lanes):
-    """How weights are packed: for each vector its taps, for every summed channel, then what its sums start from."""
+    """How weights are packed: for each vector its taps, for every summed channel, then what its sums start from.
+
+    Where the weights of a lane lie one behind the other, some matrices of ``(lanes, length)`` are transposed. Otherwise
+    the lanes of a group do, and are copied.
+    """
 
     taps: int
     w_g: int  #: from one group, channel of y, summed channel and tap to the next, in w
@@ -74,6 +78,10 @@ class Taps(Lanes):
     w_k: int
     w_t: int
     bias: int
+    matrices: int  #: 0 where lanes are copied
+    length: int
+    lane: int  #: from one lane to the next, and from one matrix to the next, in w
+    matrix: int
 
 
 # ------------------------------------------------------------------------------------------------- plan
@@ -84,9 +92,15 @@ def _pack_step(problem: ConvProblem, spread: Spread, backward: bool, bias: bool)
     itemsize, lanes = problem.dtype.itemsize, spread.lanes
     taps, kernel = problem.kh * problem.kw, problem.kh * problem.kw * problem.cg
     packed = Part((spread.vectors * (taps * spread.cg + 1) + 1) * lanes * itemsize, "packed weights")
+    if not backward:
+        turned = dict(matrices=1, length=kernel, lane=kernel, matrix=0)
+    elif problem.cg == 1:
+        turned = dict(matrices=problem.dg, length=taps, lane=problem.dg * kernel, matrix=kernel)
+    else:
+        turned = dict(matrices=0, length=0, lane=0, matrix=0)
     g = Taps(
         **spread.fields(), taps=taps, w_g=problem.dg * kernel, w_j=1 if backward else kernel,
-        w_k=kernel if backward else 1, w_t=problem.cg, bias=bias,
+        w_k=kernel if backward else 1, w_t=problem.cg, bias=bias, **turned,
     )  # fmt: skip
     body = pack_taps(lanes, itemsize)
     return Step(body, (g,), spread.vectors + 1, places("w", packed, "b" if bias else packed)), packed
@@ -272,6 +286,28 @@ class _RowOfOutputs:
 # ----------------------------------------------------------------------------------------------- bodies
 
 
+@device
+def _turn_lanes(g, w, channels, rows, LANES):
+    """Pack weights that lie lane by lane: matrices of ``(lanes, length)``, transposed block by block."""
+    for m in range(g.matrices):
+        for i in range(0, g.length, LANES):
+            target = at(rows, (i * g.matrices + m) * LANES)
+            columns = min(LANES, g.length - i)
+            transpose(at(w, m * g.matrix + i), g.lane, channels, columns, target, g.matrices * LANES)
+
+
+@device
+def _copy_lanes(g, w, channels, rows, LANES):
+    """Pack weights whose lanes lie side by side, those of one group after the other."""
+    for first in range(0, channels, g.dg):
+        count, group = min(g.dg, channels - first), at(w, first // g.dg * g.w_g)
+        for tap in range(g.taps):
+            for k in range(g.cg):
+                source, target = at(group, tap * g.w_t + k * g.w_k), at(rows, (tap * g.cg + k) * LANES + first)
+                for lane in range(count):
+                    target[lane] = source[lane]
+
+
 @cache
 def pack_taps(LANES: int, ITEMSIZE: int) -> Body:
     """Make the body that packs weights, those of a vector a task; it takes w, the packed weights and the bias."""
@@ -284,17 +320,14 @@ def pack_taps(LANES: int, ITEMSIZE: int) -> Body:
         if task == g.vectors:  # behind all of them
             fill_zero(rows, LANES)
             return
-        fill_zero(rows, (depth + 1) * LANES)
         v = vector(g, task, LANES)
-        group, j = v.y // g.dg, v.y % g.dg
-        for lane in range(v.channels):
-            source = group * g.w_g + j * g.w_j
-            j += 1
-            if j == g.dg:
-                group, j = group + 1, 0
-            for tap in range(g.taps):
-                for k in range(g.cg):
-                    rows[(tap * g.cg + k) * LANES + lane] = w[source + tap * g.w_t + k * g.w_k]
+        w = at(w, v.y // g.dg * g.w_g + v.y % g.dg * g.w_j)
+        if g.matrices:
+            _turn_lanes(g, w, v.channels, rows, LANES)
+        else:
+            fill_zero(rows, depth * LANES)
+            _copy_lanes(g, w, v.channels, rows, LANES)
+        fill_zero(at(rows, depth * LANES), LANES)
         if g.bias:
             copy(at(rows, depth * LANES), at(numbers(table[2], ITEMSIZE), v.y), v.channels)
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from numba.core import cgutils
 
 from ...codegen.native import Native, Pointer, invoke, native
-from ...codegen.simd import add_rows, at, copy, fill_zero, i64, integers, numbers
+from ...codegen.simd import add_rows, at, copy, fill_zero, i64, integers, numbers, transpose, transpose_exact
 from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import arrays, machine
@@ -373,9 +373,16 @@ def sum_taps(LANES: int, ITEMSIZE: int) -> Body:
         for piece in range(1, g.slices):
             for i in range(g.depth * LANES):
                 parts[i] += parts[piece * g.part + i]
-        for i in range(g.depth):
-            for lane in range(v.channels):
-                place, total = lane * g.depth + i, parts[i * LANES + lane]
-                dw[place] = dw[place] + total if g.accumulate else total
+        if g.accumulate:
+            for i in range(g.depth):
+                for lane in range(v.channels):
+                    parts[i * LANES + lane] += dw[lane * g.depth + i]
+        for i in range(0, g.depth, LANES):
+            rows = min(LANES, g.depth - i)
+            block = at(parts, i * LANES)
+            if rows == LANES == v.channels:
+                transpose(block, LANES, rows, v.channels, at(dw, i), g.depth)
+            else:
+                transpose_exact(block, LANES, rows, v.channels, False, block, at(dw, i), g.depth)
 
     return Body(sum_taps)
