@@ -61,7 +61,7 @@ class Correlate(Rows):
     block_p: int  #: a task is so many rows of an image, which has so many blocks of them
     blocks: int
     stream: int  #: whether results may go past the caches
-    ahead: int  #: elements of x that a vector asks for meanwhile
+    ahead_v: int  #: elements of x that a vector asks for meanwhile
     row: int  #: the native function
 
 
@@ -135,7 +135,7 @@ def correlate_steps(
         w_v=depth + lanes, start=depth, zero=spread.vectors * (depth + lanes), w_k=lanes,
         y_n=out_h * out_w * d, block_p=block_p, blocks=blocks,
         stream=whole and problem.n * out_h * out_w * d * itemsize >= machine.STREAM_BYTES,
-        ahead=w * c * phases[0][0].stride // spread.vectors, row=_row(problem.dtype.name, literal),
+        ahead_v=w * c * phases[0][0].stride // spread.vectors, row=_row(problem.dtype.name, literal),
     )  # fmt: skip
     records = []
     for r, q in phases:
@@ -160,10 +160,11 @@ def correlate_steps(
 
 
 class _Row(NamedTuple):
-    """A row of outputs for one vector of channels, of which `channels` exist; they need `elements` of a pixel of x.
+    """A row of outputs for some vectors of channels that are alike: they begin whole groups apart.
 
-    `rows` rows of taps are inside; `x` points to column 0 of the first of them, `taps` to its taps, `start` to what the
-    sums start from, `zero` to a vector of zeros, `ahead` to what is asked for meanwhile, and `y` to the first output.
+    Of each, `channels` exist, and need `elements` of a pixel of x. For the first of them, with `rows` rows of taps
+    inside, `x` points to column 0 of the first of these, `taps` to its taps, `start` to what the sums start from,
+    `ahead` to what is asked for meanwhile, and `y` to the first output; `zero` points to a vector of zeros.
     `plain` tells whether whole vectors may be loaded from x, and `stream` whether they may be stored past the caches.
     """
 
@@ -174,6 +175,7 @@ class _Row(NamedTuple):
     ahead: Pointer
     y: Pointer
     geometry: int
+    vectors: int
     rows: int
     channels: int
     elements: int
@@ -182,8 +184,8 @@ class _Row(NamedTuple):
 
 
 _FIELDS = (
-    "columns", "pixel", "cg", "chunks_1", "chunks_2", "Q", "stride_w", "dilation_w", "first", "x_r", "w_r", "w_q",
-    "w_k", "q", "y_q",
+    "columns", "pixel", "cg", "whole", "chunks_1", "chunks_2", "Q", "stride_w", "dilation_w", "first", "x_r", "w_v",
+    "w_r", "w_q", "w_k", "q", "y_q", "ahead_v",
 )  # fmt: skip
 
 
@@ -209,9 +211,15 @@ class _RowOfOutputs:
         builder, value = self.builder, self.value
         if self.literal.pattern.cg == 1:
             value["cg"] = i64(1)
-        self.first_sum = self.emitter.load(value["start"])
         reach = builder.mul(builder.sub(value["Q"], i64(1)), self.dilation)
-        self.rows.each_tile(value["q"], reach, tiles(), self._tile)
+        steps = dict(
+            x=builder.mul(value["whole"], value["cg"]), taps=value["w_v"], start=value["w_v"], ahead=value["ahead_v"],
+            y=builder.mul(value["whole"], value["dg"]),
+        )  # fmt: skip
+        with cgutils.for_range(builder, value["vectors"]) as loop:
+            self.of = {name: builder.gep(value[name], [builder.mul(loop.index, step)]) for name, step in steps.items()}
+            self.first_sum = self.emitter.load(self.of["start"])
+            self.rows.each_tile(value["q"], reach, tiles(), self._tile)
         builder.ret_void()
 
     def _tile(self, pixel, column, pixels, care):
@@ -219,11 +227,11 @@ class _RowOfOutputs:
         builder, value = self.builder, self.value
         self.sums = [cgutils.alloca_once_value(builder, self.first_sum) for _ in range(pixels)]
         self.column, self.pixels, self.care = column, pixels, care
-        x = builder.gep(value["x"], [builder.mul(column, value["pixel"])])
-        self.rows.prefetch(value["ahead"], pixel, pixels)
+        x = builder.gep(self.of["x"], [builder.mul(column, value["pixel"])])
+        self.rows.prefetch(self.of["ahead"], pixel, pixels)
         with cgutils.for_range(builder, value["rows"]) as row:
             x = builder.gep(x, [builder.mul(row.index, value["x_r"])])
-            taps = builder.gep(value["taps"], [builder.mul(row.index, value["w_r"])])
+            taps = builder.gep(self.of["taps"], [builder.mul(row.index, value["w_r"])])
             with cgutils.for_range(builder, value["cg"]) as k:
                 self._tap_row(builder.gep(x, [k.index]), builder.gep(taps, [builder.mul(k.index, value["w_k"])]))
         self._store(pixel)
@@ -260,7 +268,7 @@ class _RowOfOutputs:
     def _store(self, pixel):
         """Write the sums, past the caches where that is asked for."""
         builder, emit, value = self.builder, self.emitter, self.value
-        y = builder.gep(value["y"], [builder.mul(pixel, value["y_q"])])
+        y = builder.gep(self.of["y"], [builder.mul(pixel, value["y_q"])])
         outputs = [(builder.gep(y, [builder.mul(i64(i), value["y_q"])]), s) for i, s in enumerate(self.sums)]
 
         def masked(value, place):
@@ -345,9 +353,14 @@ def _block_row(g, geometry, n, p, source, x, packed, y, stream, LANES):
     x_row, y_row = at(source, (row + r_0 * g.dilation_h) * g.columns * g.pixel), at(y, g.y_0 + n * g.y_n + p * g.y_p)
     ahead = at(x, (n * g.h + row + (g.R - 1) * g.dilation_h + 1) * g.w * g.c)
     left = left_behind(g, n, row + (r_1 - 1) * g.dilation_h)
-    for number in range(g.vectors):
+    number = 0
+    while number < g.vectors:
         v = vector(g, number, LANES)
         w = at(packed, number * g.w_v)
+        plain = left - v.x >= g.reach
+        vectors = 1
+        if plain and g.pieces == 1:  # those that follow, as far as they are whole, and plain too
+            vectors = max(1, min(g.groups // g.whole - number, (left - v.x - g.reach) // (g.whole * g.cg) + 1))
         invoke(
             g.row,
             _Row(
@@ -355,16 +368,18 @@ def _block_row(g, geometry, n, p, source, x, packed, y, stream, LANES):
                 at(w, g.w_0 + r_0 * g.w_r),
                 at(w, g.start),
                 at(packed, g.zero),
-                at(ahead, number * g.ahead),
+                at(ahead, number * g.ahead_v),
                 at(y_row, v.y),
                 geometry,
+                vectors,
                 r_1 - r_0,
                 v.channels,
                 v.elements,
-                left - v.x >= g.reach,
+                plain,
                 stream,
             ),
         )
+        number += vectors
 
 
 @cache
