@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import pickle
 import pkgutil
 
 import ml_dtypes
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 import nhwconv as nc
 import oracle
 from cases import DTYPES, PASSES, TYPICAL, Case, cases, data_of, draw_data, exact, run, supporting, typical
+from nhwconv import checks, ops
 from nhwconv.strategies import REGISTRY
 from tolerance import assert_close, error_norm, gamma
 
@@ -285,6 +287,36 @@ def test_any_layout_gives_the_same_bits(layout, pass_, strategy):
         np.testing.assert_array_equal(with_bias, nc.conv2d(data.x, data.w, data.b, **case.options, strategy=strategy))
     if pass_ == "weight_grad":
         np.testing.assert_array_equal(nc.conv2d_bias_grad(changed.dy), nc.conv2d_bias_grad(data.dy))
+
+
+# A call like one that was checked looks its plan up and checks nothing but the arrays: several times as fast.
+QUICK = {
+    "as they are": lambda a: a,
+    "pickled": lambda a: pickle.loads(pickle.dumps(a)),  # their dtype is another object
+    "read-only": read_only,
+}
+
+
+@pytest.mark.parametrize("first", ["a call", "a plan"])
+@pytest.mark.parametrize("kind", QUICK)
+def test_calls_like_one_before_are_not_checked_again(kind, first, monkeypatch):
+    """Whether it was a call or a plan that was first, and whatever the arrays came by."""
+    case = Case(n=1, h=5, w=4, c=3, d=2)
+    ops.forget_plans()
+    x, w, b, dy = map(QUICK[kind], data_of(case, np.float32))
+    plan = nc.plan("forward", x.shape, w.shape) if first == "a plan" else None
+    y, gradients = nc.conv2d(x, w, b), nc.conv2d_backward(x, w, dy)
+    monkeypatch.setattr(checks, "as_input", None)
+    monkeypatch.setattr(checks, "as_planned", None)
+    out = np.empty_like(y)
+    np.testing.assert_array_equal(nc.conv2d(x, w, b), y)
+    assert nc.conv2d(x, w, b, out=out) is out
+    np.testing.assert_array_equal(out, y)
+    for result, expected in zip(nc.conv2d_backward(x, w, dy), gradients, strict=True):
+        np.testing.assert_array_equal(result, expected)
+    if plan is not None:
+        np.testing.assert_array_equal(plan(x, w, b), y)
+        assert plan(x, w, b, out=out) is out
 
 
 @each_pass

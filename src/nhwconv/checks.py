@@ -90,8 +90,8 @@ def words_of(function: str) -> Iterator[None]:
 _DTYPES = "float32, float64, float16 or bfloat16"
 
 
-#: Those that need no second look; bfloat16 and other byte orders are known by their name.
-NATIVE = frozenset(map(np.dtype, ("float16", "float32", "float64")))
+#: Those that need no second look, and NumPy's own object for each; bfloat16 and other byte orders are known by name.
+NATIVE = {dtype: dtype for dtype in map(np.dtype, ("float16", "float32", "float64"))}
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
@@ -106,7 +106,13 @@ def as_dtype(value: Any) -> np.dtype[Any]:
         fail(f"dtype is {value!r}, expected {_DTYPES}", TypeError)
     if not _is_float(dtype):
         fail(f"dtype is {dtype}, expected {_DTYPES}", TypeError)
-    return dtype.newbyteorder("=")
+    return native(dtype)
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype in native byte order, as the object that most arrays have: `is` takes a tenth of `==`."""
+    dtype = dtype.newbyteorder("=")
+    return NATIVE.get(dtype, dtype)
 
 
 def as_input(name: str, value: Any) -> Array:
@@ -136,7 +142,7 @@ def as_planned(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Arr
     array = as_input(name, value)
     if array.shape != shape:
         fail(f"{name} has shape {array.shape}, expected {shape}")
-    if array.dtype.newbyteorder("=") != dtype:
+    if native(array.dtype) != dtype:
         fail(f"{name} has dtype {array.dtype}, expected {dtype}", TypeError)
     return array
 
@@ -152,10 +158,8 @@ def check_accumulate(accumulate: object, out: object, name: str = "out") -> None
 def common_dtype(**inputs: Array) -> np.dtype[Any]:
     """Return the dtype in which these arrays meet, as NumPy promotes; always in native byte order."""
     dtypes = {array.dtype for array in inputs.values()}
-    if len(dtypes) == 1 and dtypes <= NATIVE:
-        return dtypes.pop()
     try:
-        return np.result_type(*inputs.values()).newbyteorder("=")
+        return native(dtypes.pop() if len(dtypes) == 1 else np.result_type(*inputs.values()))
     except np.exceptions.DTypePromotionError:
         each = ", ".join(f"{name} has {array.dtype}" for name, array in inputs.items())
         fail(f"NumPy has no common dtype for these ({each}); cast them to float32", TypeError)

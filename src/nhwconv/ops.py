@@ -215,7 +215,7 @@ def conv2d_bias_grad(
     with words_of("conv2d_bias_grad"):
         of = checks.as_layout(layout, None)
         dy, shape, program = check_bias_grad(dy, of, out, accumulate)
-        db = arrays.empty(shape, dy.dtype.newbyteorder("=")) if out is None else out
+        db = arrays.empty(shape, checks.native(dy.dtype)) if out is None else out
         if program is not None:
             planning.execute(program, dy=checks.prepare(dy, db.dtype, dy.shape), db=db)
         elif not accumulate:
@@ -578,12 +578,13 @@ def _known(of: Convolution, x: Any, w: Any, b: Any, strategy: Any, *options: Any
     key = of.name, x.shape, w.shape, x.dtype, strategy, options
     found: Plan | None = _calls.get(key)
     if found is None:
-        if x.dtype not in checks.NATIVE:
+        dtype = checks.NATIVE.get(x.dtype)
+        if dtype is None:
             return None
         with words_of(of.name):
             stride, padding, dilation, groups, output_padding = options
             checked = Options.of(stride, padding, dilation, groups, of.layout, output_padding)
-            found = _remembered(of.plan, x.shape, w.shape, x.dtype, checked, strategy)
+            found = _remembered(of.plan, x.shape, w.shape, dtype, checked, strategy)
         _remember(_calls, key, found)
     return found if found._fits(x, w, b) else None
 
@@ -599,12 +600,13 @@ def _known_backward(
     key = of.name, needs, x.shape, w.shape, x.dtype, strategy, options
     found: Backward | None = _calls.get(key)
     if found is None:
-        if x.dtype not in checks.NATIVE:
+        dtype = checks.NATIVE.get(x.dtype)
+        if dtype is None:
             return None
         with words_of(f"{of.name}_backward"):
             stride, padding, dilation, groups, output_padding = options
             checked = Options.of(stride, padding, dilation, groups, of.layout, output_padding)
-            found = _remembered(of.backward_plan, x.shape, w.shape, x.dtype, checked, check_needs(needs), strategy)
+            found = _remembered(of.backward_plan, x.shape, w.shape, dtype, checked, check_needs(needs), strategy)
         _remember(_calls, key, found)
     return (found, x, w, dy) if found.fits(x, w, dy) else None
 
@@ -614,10 +616,14 @@ def forward(
     layout: Any, w_layout: Any, strategy: Any, out: Any, output_padding: Any = None,
 ) -> Array:  # fmt: skip
     """Do what one of the public convolutions does."""
-    if layout is _NHWC and w_layout is None and out is None:
+    if layout is _NHWC and w_layout is None:
         found = _known(of, x, w, b, strategy, stride, padding, dilation, groups, output_padding)
-        if found is not None:
+        if found is not None and out is None:
             return found.unchecked(x, w, b)
+        if found is not None and found.takes(out, x, w, b):
+            found.run(x, w, b, out)
+            result: Array = out
+            return result
     with words_of(of.name):
         lie = checks.as_layout(layout, w_layout, of.layout.dimensions)
         options = Options.of(stride, padding, dilation, groups, lie, output_padding)

@@ -160,8 +160,8 @@ class Plan:
         ValueError, TypeError
             Where arrays do not fit the plan.
         """
-        plain = out is None and accumulate is False and (b is None or self.pass_ == "forward")
-        if not (plain and self._fits(first, second, b)):
+        plain = accumulate is False and (b is None or self.pass_ == "forward") and self._fits(first, second, b)
+        if not plain or (out is not None and not self.takes(out, first, second, b)):
             with words_of("plan"):
                 inputs = self.check(first, second, b, out, accumulate)
                 first, second, *bias = (checks.prepare(a, self.problem.dtype, a.shape) for a in inputs.values())
@@ -194,12 +194,24 @@ class Plan:
             type(first) is type(second) is np.ndarray
             and first.shape == shapes[0]
             and second.shape == shapes[1]
-            and first.dtype is dtype
-            and second.dtype is dtype
+            and (first.dtype is dtype or first.dtype == dtype)
+            and (second.dtype is dtype or second.dtype == dtype)
             and (first.flags.carray or _readable(first))
             and (second.flags.carray or _readable(second))
-            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype is dtype))
+            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype == dtype))
             and (b is None or b.flags.carray or _readable(b))
+        )
+
+    def takes(self, out: Any, first: Array, second: Array, b: Array | None) -> bool:
+        """Whether a result can be written to this as it is, beside operands that fit."""
+        return (
+            type(out) is np.ndarray
+            and out.shape == self._shapes[3]
+            and out.dtype == self.problem.dtype
+            and out.flags.carray
+            and not np.may_share_memory(out, first)
+            and not np.may_share_memory(out, second)
+            and (b is None or not np.may_share_memory(out, b))
         )
 
     def check(self, first: Any, second: Any, b: Any, out: Any, accumulate: Any) -> dict[str, Array]:
@@ -316,9 +328,9 @@ class Backward:
         dtype = self.problem.dtype
         return (
             dy.shape == self.dy
-            and x.dtype is dtype
-            and w.dtype is dtype
-            and dy.dtype is dtype
+            and (x.dtype is dtype or x.dtype == dtype)
+            and (w.dtype is dtype or w.dtype == dtype)
+            and (dy.dtype is dtype or dy.dtype == dtype)
             and (x.flags.carray or _readable(x))
             and (w.flags.carray or _readable(w))
             and (dy.flags.carray or _readable(dy))
