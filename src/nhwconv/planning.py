@@ -327,22 +327,15 @@ class Backward:
     def run(self, x: Array, w: Array, dy: Array, dx: Any, dw: Any, db: Any, accumulate: bool = False) -> None:
         """Run on arrays that are as programs want them; of the gradients, those that are not needed are None."""
         program = self.program(accumulate)
-        if self.transposed:
-            execute(program, **_named(zip(self.operands, (x, w, dy, dx, dw, db), strict=True)))
-        elif program.native:
-            executor.run(
-                program,
-                id(x),
-                id(w),
-                0,
-                0,
-                id(dy),
-                0 if dx is None else id(dx),
-                0 if dw is None else id(dw),
-                0 if db is None else id(db),
-            )
-        else:
+        if not program.native:
             executor.run_calls(program, _named(zip(self.operands, (x, w, dy, dx, dw, db), strict=True)))
+            return
+        to_dx, to_dw = 0 if dx is None else id(dx), 0 if dw is None else id(dw)
+        to_db = 0 if db is None else id(db)
+        if self.transposed:
+            executor.run(program, id(dy), id(w), 0, to_dx, id(x), 0, to_dw, to_db)
+        else:
+            executor.run(program, id(x), id(w), 0, 0, id(dy), to_dx, to_dw, to_db)
 
     @cached_property
     def _cost(self) -> float:
