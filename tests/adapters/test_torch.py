@@ -14,10 +14,14 @@ from torch import nn
 from torch.nn import functional
 
 import child
+import nhwconv as nc
 import nhwconv.torch
+from nhwconv import choices
 from nhwconv.program import ARRAYS
 from nhwconv.runtime import executor
+from nhwconv.strategies import AUTO
 from nhwconv.torch import Conv2d, conv2d, replace_conv2d, restore_conv2d
+from rigged import FAST, SLOW, W, X, rig
 from tolerance import PROMISE
 
 #: (stride, padding, dilation, groups)
@@ -121,10 +125,12 @@ def test_fake_results_have_the_real_strides(shape: tuple[int, ...]) -> None:
 # ------------------------------------------------------------------------------------------- memory
 
 
-def test_channels_last_tensors_pass_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrays that nhwconv gets are the tensors' memory, and tensors that come back are the arrays'."""
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("w_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_dense_tensors_pass_as_they_lie(x_format: Any, w_format: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses that nhwconv gets are the tensors', of inputs and of results: nothing is converted on the way."""
     x, w, b = (t.detach() for t in tensors(torch.float32))
-    x, w = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, w))
+    x, w = (t.contiguous(memory_format=f).requires_grad_() for t, f in ((x, x_format), (w, w_format)))
     seen: list[int] = []
     run = executor.run
 
@@ -140,6 +146,24 @@ def test_channels_last_tensors_pass_as_they_lie(monkeypatch: pytest.MonkeyPatch)
     dx, dw = torch.autograd.grad(y, (x, w), dy)
     expected = [t.data_ptr() for t in (x, w, b, y)] + [t.data_ptr() for t in (x, w, dy, dx, dw)]
     assert seen == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_bits_do_not_depend_on_how_tensors_lie(groups: int, dtype: torch.dtype) -> None:
+    arrays = [t.detach().to(dtype) for t in tensors(groups=groups)]
+    last, first, other = (
+        [change(t) if t.dim() == 4 else t for t in arrays]
+        for change in (
+            lambda t: t.contiguous(memory_format=torch.channels_last),
+            lambda t: t,
+            lambda t: torch.stack([t, t], 4)[..., 1],
+        )
+    )
+    expected = results(conv2d, last, 1, 1, 1, groups)
+    for given in (first, other, [first[0], *last[1:]], [last[0], *first[1:]], [other[0], *last[1:]]):
+        for got, wanted in zip(results(conv2d, given, 1, 1, 1, groups), expected, strict=True):
+            assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "expanded", "offset", "flipped"])
@@ -220,6 +244,19 @@ def test_results_are_pytorchs_own_memory() -> None:
         found.append(torch.autograd.grad(y.view(2, -1).square().sum(), (x, w, b)))
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_the_choice_of_tune_is_obeyed_from_the_next_call_on(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "folder", lambda: tmp_path / "tuning")
+    monkeypatch.setattr(choices, "_tuned", {})
+    (n, h, width, c), (d, kh, kw, _) = X, W
+    x, w = torch.ones(n, c, h, width), torch.ones(d, c, kh, kw)
+    for name in ("loop", "winograd", "loop"):
+        rig(monkeypatch.setattr, **{n: FAST if n == name else SLOW for n in ("loop", "winograd")})
+        nc.tune("forward", X, W, padding=1, seconds=0.01)
+        assert AUTO[int(conv2d(x, w, padding=1)[0, 0, 0, 0])] == name
+    monkeypatch.undo()
+    nc.ops.forget_plans()
 
 
 # ------------------------------------------------------------------------------- falling through, and errors
@@ -561,6 +598,13 @@ def test_compiled_models_train_alike_without_graph_breaks(dynamic: bool) -> None
     np.testing.assert_allclose(train(model, 3, compiled), train(eager, 3), rtol=1e-12)
 
 
+def test_data_parallel_without_devices_is_the_model() -> None:
+    model = network()
+    expected = nn.DataParallel(model)(tensors(c=3, size=(12, 12))[0])
+    replace_conv2d(model)
+    torch.testing.assert_close(nn.DataParallel(model)(tensors(c=3, size=(12, 12))[0]), expected, rtol=1e-11, atol=1e-11)
+
+
 def test_no_grad_and_frozen_layers() -> None:
     x, w, b = tensors()
     with torch.no_grad():
@@ -645,6 +689,24 @@ def test_ddp_on_gloo(tmp_path: Any) -> None:
     for process in processes:
         status, out, err = child.finish(process)
         assert (status, out) == (0, "agree\n"), err
+
+
+def test_calls_are_told_as_those_of_arrays_are() -> None:
+    code = """
+import torch
+from nhwconv.torch import conv2d, conv_transpose2d
+x, w = torch.ones(2, 4, 9, 8, requires_grad=True), torch.ones(4, 4, 3, 3, requires_grad=True)
+conv2d(x, w, stride=2, padding=1, strategy="loop").sum().backward()
+conv_transpose2d(x, w, strategy="loop")
+"""
+    status, _, err = child.finish(child.start(code, NHWCONV_VERBOSE=1))
+    assert status == 0, err
+    layer, up = "n2h9w8c4d4k3s2p1", "n2h11w10c4d4k3"
+    assert [line.rpartition(",")[0] for line in err.splitlines()] == [
+        f"nhwconv,forward,{layer},float32,loop",
+        f"nhwconv,weight_grad+input_grad,{layer},float32,loop+loop",
+        f"nhwconv,input_grad,{up},float32,loop",
+    ]
 
 
 def test_pytorchs_number_of_threads_holds() -> None:

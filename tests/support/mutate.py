@@ -194,7 +194,7 @@ MUTANTS = (
            "before=launcher.before_fork, after_in_parent=compiler_lock.release, after_in_child=launcher.after_fork",
            "after_in_child=lambda: None", FAULTS + "forked_while"),
     Mutant("plans: a program for other threads", "planning.py",
-           "return 1 if cycles < machine.SERIAL_CYCLES else threads or machine.threads()",
+           "return 1 if plan.serial else threads or machine.threads()",
            "return machine.__dict__.setdefault('_w', machine.threads())",
            PLAN + "number_of_threads"),
     Mutant("plans: a plan takes any dtype", "planning.py", "            and second.dtype is dtype\n", "",
