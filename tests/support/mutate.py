@@ -243,7 +243,7 @@ MUTANTS = (
            FAULTS + "middle_of_a_write"),
     Mutant("files: what is in use is removed", "runtime/files.py", "os.utime(folder)", "pass", FAULTS + "month"),
     Mutant("arrays: unused buffers are kept", "runtime/arrays.py",
-           "self.clear()  # what is kept may be what is missing", "pass", FAULTS + "unused_buffers"),
+           "release()  # what is kept may be what is missing", "pass", FAULTS + "unused_buffers"),
     Mutant("arrays: a buffer is reused too early", "runtime/arrays.py",
            "return np.ndarray(shape, dtype, _buffers.take(nbytes))",
            "return np.ndarray(shape, dtype, _buffers.take(nbytes).base)", "tests/runtime/test_arrays.py"),
