@@ -634,3 +634,34 @@ def test_warmup_leaves_nothing_to_compile():
     nc.warmup(["weight_grad"], [np.float16], strategy="tensordot")
     with pytest.raises(ValueError, match="warmup: passes has 'backward'"):
         nc.warmup(["backward"])
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv1d", "conv_transpose2d", "conv_transpose1d"])
+def test_a_call_like_one_before_is_not_checked_again(name, monkeypatch):
+    """It finds its plan by shapes and options; whatever differs in them is looked at anew."""
+    kernel, size = ((3, 2), (7, 8)) if name.endswith("2d") else ((3,), (9,))
+    x, w = np.ones((2, *size, 4), np.float32), np.ones((4, *kernel, 4), np.float32)
+    b = np.ones(4, np.float32)
+    function, gradients = getattr(nc, name), getattr(nc, f"{name}_backward")
+    options = {"stride": 2, "padding": 1}
+    y = function(x, w, b, **options)
+    expected = gradients(x, w, y, **options)
+
+    class LookedAtError(Exception):
+        pass
+
+    def looked_at(*_, **__):
+        raise LookedAtError
+
+    for check in ("of", "as_layout"):
+        monkeypatch.setattr(nc.ops.checks if check == "as_layout" else nc.ops.Options, check, looked_at)
+    np.testing.assert_array_equal(function(x, w, b, **options), y)
+    for got, before in zip(gradients(x, w, y, **options), expected, strict=True):
+        np.testing.assert_array_equal(got, before)
+    changes = [{"stride": True}, {"padding": (1, 1)}, {"layout": "NCHW"}, {"out": y}, {"groups": 2}]
+    for change in [*changes, {"output_padding": 1}] if "transpose" in name else changes:
+        with pytest.raises(LookedAtError):
+            function(x, w, b, **{**options, **change})
+    for arrays in ((x[:1], w, b), (x, w[..., :2], b), (x.astype(np.float64), w, b), (x[:, ::-1], w, b), (x, w, b[:3])):
+        with pytest.raises(LookedAtError):
+            function(*arrays, **options)

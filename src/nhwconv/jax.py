@@ -2,7 +2,7 @@
 
 In one dimension they are those of images of one row, and transposed ones are input gradients. The three passes are
 primitives of JAX, each linear in each of its two arguments, and each one's derivatives are the other two. So all orders
-of derivatives, forwards and backwards, come from three lines; a mapped axis joins an axis that the arrays have; and all
+of derivatives, forwards and backwards, come from one rule; a mapped axis joins an axis that the arrays have; and all
 that is specific to a machine is one call (`_call`), which XLA makes with its own buffers.
 """
 
@@ -62,6 +62,7 @@ class _Pass(NamedTuple):
 _FORWARD = _Pass("conv2d", "x", "w", "y", "")
 _INPUT_GRAD = _Pass("conv2d_input_grad", "y", "w", "x", "input_size")
 _WEIGHT_GRAD = _Pass("conv2d_weight_grad", "x", "y", "w", "kernel_size")
+_PASSES = (_FORWARD, _INPUT_GRAD, _WEIGHT_GRAD)
 
 
 def conv2d(
@@ -394,21 +395,13 @@ def _rows_and_columns(argument: Any) -> tuple[int, int]:
     return rows, columns
 
 
-#: The transposes of each pass for its first and its second argument, of cotangent and both arguments.
-_TRANSPOSES: dict[_Pass, tuple[Any, Any]] = {
-    _FORWARD: (
-        lambda dy, x, w, options, size: _bind(_INPUT_GRAD, dy, w, options, _rows_and_columns(x)),
-        lambda dy, x, w, options, size: _bind(_WEIGHT_GRAD, x, dy, options, _rows_and_columns(w)),
-    ),
-    _INPUT_GRAD: (  # the cotangent has x's shape
-        lambda dx, dy, w, options, size: _bind(_FORWARD, dx, w, options, _rows_and_columns(dy)),
-        lambda dx, dy, w, options, size: _bind(_WEIGHT_GRAD, dx, dy, options, _rows_and_columns(w)),
-    ),
-    _WEIGHT_GRAD: (  # the cotangent has w's shape
-        lambda dw, x, dy, options, size: _bind(_INPUT_GRAD, dy, dw, options, _rows_and_columns(x)),
-        lambda dw, x, dy, options, size: _bind(_FORWARD, x, dw, options, _rows_and_columns(dy)),
-    ),
-}
+def _transpose(
+    of: str, this: _Pass, cotangent: Any, first: Any, second: Any, *, options: _Options, size: tuple[int, int]
+) -> Any:
+    """Return the cotangent of a pass's argument of this kind: the pass whose result is of that kind has the others."""
+    (that,) = (p for p in _PASSES if p.result == of)
+    arrays = {this.first: first, this.second: second, this.result: cotangent}
+    return _bind(that, arrays[that.first], arrays[that.second], options, _rows_and_columns(arrays[of]))
 
 
 # ------------------------------------------------------------------------------------------ mapped axes
@@ -542,7 +535,7 @@ def _primitive(this: _Pass) -> Primitive:
     primitive = Primitive(f"nhwconv_{this.function}")
     primitive.def_impl(partial(_eager, this))
     primitive.def_abstract_eval(partial(_abstract, this))
-    ad.defbilinear(primitive, *_TRANSPOSES[this])
+    ad.defbilinear(primitive, *(partial(_transpose, of, this) for of in (this.first, this.second)))
     batching.primitive_batchers[primitive] = partial(_batch, this)
 
     @partial(custom_partitioning, static_argnums=(2, 3))
@@ -556,4 +549,4 @@ def _primitive(this: _Pass) -> Primitive:
     return primitive
 
 
-_PRIMITIVES = {this: _primitive(this) for this in (_FORWARD, _INPUT_GRAD, _WEIGHT_GRAD)}
+_PRIMITIVES = {this: _primitive(this) for this in _PASSES}

@@ -81,12 +81,17 @@ class Plan:
         """The predicted cycles of one core."""
         return dict(self.costs).get(self.strategy, math.inf)
 
+    @cached_property
+    def serial(self) -> bool:
+        """Whether one thread is done before several are started."""
+        return self.cost < machine.SERIAL_CYCLES
+
     def program(self, bias: bool = False, accumulate: bool = False, threads: int = 0) -> Program:
         """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there.
 
         On so many threads at most, where they are worth it; 0 for as many as Numba uses.
         """
-        wanted = bias, accumulate, _workers(self.cost, threads)
+        wanted = bias, accumulate, _workers(self, threads)
         found = self._programs.get(wanted)
         if found is None:
             program = self.of_images_as_they_are(Wanted(*wanted))
@@ -339,31 +344,25 @@ class Backward:
     def run(self, x: Array, w: Array, dy: Array, dx: Any, dw: Any, db: Any, accumulate: bool = False) -> None:
         """Run on arrays that are as programs want them; of the gradients, those that are not needed are None."""
         program = self.program(accumulate)
-        if self.transposed:
-            execute(program, **_named(zip(self.operands, (x, w, dy, dx, dw, db), strict=True)))
-        elif program.native:
-            executor.run(
-                program,
-                id(x),
-                id(w),
-                0,
-                0,
-                id(dy),
-                0 if dx is None else id(dx),
-                0 if dw is None else id(dw),
-                0 if db is None else id(db),
-            )
-        else:
+        if not program.native:
             executor.run_calls(program, _named(zip(self.operands, (x, w, dy, dx, dw, db), strict=True)))
+            return
+        to_dx, to_dw = 0 if dx is None else id(dx), 0 if dw is None else id(dw)
+        to_db = 0 if db is None else id(db)
+        if self.transposed:
+            executor.run(program, id(dy), id(w), 0, to_dx, id(x), 0, to_dw, to_db)
+        else:
+            executor.run(program, id(x), id(w), 0, 0, id(dy), to_dx, to_dw, to_db)
 
     @cached_property
-    def _cost(self) -> float:
+    def serial(self) -> bool:
+        """Whether one thread is done before several are started."""
         passes = {"dw": self.weight_grad, "dx": self.input_grad}
-        return sum(plan.cost for name, plan in passes.items() if name in self.needs)
+        return sum(plan.cost for name, plan in passes.items() if name in self.needs) < machine.SERIAL_CYCLES
 
     def program(self, accumulate: bool, threads: int = 0) -> Program:
         """Return what runs, on so many threads at most; 0 for as many as Numba uses."""
-        workers = _workers(self._cost, threads)
+        workers = _workers(self, threads)
         found = self._programs.get((accumulate, workers))
         if found is None:
             program = Program.joined(self._parts(accumulate, workers))
@@ -382,9 +381,9 @@ class Backward:
             yield self.input_grad.of_images_as_they_are(Wanted(workers=workers))
 
 
-def _workers(cycles: float, threads: int) -> int:
-    """Return how many threads run a program: one where that is done sooner than several are started."""
-    return 1 if cycles < machine.SERIAL_CYCLES else threads or machine.threads()
+def _workers(plan: Plan | Backward, threads: int) -> int:
+    """Return how many threads run a plan's program."""
+    return 1 if plan.serial else threads or machine.threads()
 
 
 def _with_images(program: Program, problem: ConvProblem, layout: Layout) -> Program:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import itertools
 import logging
@@ -14,10 +15,14 @@ from torch import nn
 from torch.nn import functional
 
 import child
+import nhwconv as nc
 import nhwconv.torch
+from nhwconv import choices
 from nhwconv.program import ARRAYS
 from nhwconv.runtime import executor
+from nhwconv.strategies import AUTO
 from nhwconv.torch import Conv2d, conv2d, replace_conv2d, restore_conv2d
+from rigged import FAST, SLOW, W, X, rig
 from tolerance import PROMISE
 
 #: (stride, padding, dilation, groups)
@@ -121,10 +126,12 @@ def test_fake_results_have_the_real_strides(shape: tuple[int, ...]) -> None:
 # ------------------------------------------------------------------------------------------- memory
 
 
-def test_channels_last_tensors_pass_as_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Arrays that nhwconv gets are the tensors' memory, and tensors that come back are the arrays'."""
+@pytest.mark.parametrize("x_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("w_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_dense_tensors_pass_as_they_lie(x_format: Any, w_format: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses that nhwconv gets are the tensors', of inputs and of results: nothing is converted on the way."""
     x, w, b = (t.detach() for t in tensors(torch.float32))
-    x, w = (t.contiguous(memory_format=torch.channels_last).requires_grad_() for t in (x, w))
+    x, w = (t.contiguous(memory_format=f).requires_grad_() for t, f in ((x, x_format), (w, w_format)))
     seen: list[int] = []
     run = executor.run
 
@@ -140,6 +147,24 @@ def test_channels_last_tensors_pass_as_they_lie(monkeypatch: pytest.MonkeyPatch)
     dx, dw = torch.autograd.grad(y, (x, w), dy)
     expected = [t.data_ptr() for t in (x, w, b, y)] + [t.data_ptr() for t in (x, w, dy, dx, dw)]
     assert seen == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_bits_do_not_depend_on_how_tensors_lie(groups: int, dtype: torch.dtype) -> None:
+    arrays = [t.detach().to(dtype) for t in tensors(groups=groups)]
+    last, first, other = (
+        [change(t) if t.dim() == 4 else t for t in arrays]
+        for change in (
+            lambda t: t.contiguous(memory_format=torch.channels_last),
+            lambda t: t,
+            lambda t: torch.stack([t, t], 4)[..., 1],
+        )
+    )
+    expected = results(conv2d, last, 1, 1, 1, groups)
+    for given in (first, other, [first[0], *last[1:]], [last[0], *first[1:]], [other[0], *last[1:]]):
+        for got, wanted in zip(results(conv2d, given, 1, 1, 1, groups), expected, strict=True):
+            assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "strided", "expanded", "offset", "flipped"])
@@ -220,6 +245,19 @@ def test_results_are_pytorchs_own_memory() -> None:
         found.append(torch.autograd.grad(y.view(2, -1).square().sum(), (x, w, b)))
     for got, expected in zip(*found, strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+
+
+def test_the_choice_of_tune_is_obeyed_from_the_next_call_on(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choices, "folder", lambda: tmp_path / "tuning")
+    monkeypatch.setattr(choices, "_tuned", {})
+    (n, h, width, c), (d, kh, kw, _) = X, W
+    x, w = torch.ones(n, c, h, width), torch.ones(d, c, kh, kw)
+    for name in ("loop", "winograd", "loop"):
+        rig(monkeypatch.setattr, **{n: FAST if n == name else SLOW for n in ("loop", "winograd")})
+        nc.tune("forward", X, W, padding=1, seconds=0.01)
+        assert AUTO[int(conv2d(x, w, padding=1)[0, 0, 0, 0])] == name
+    monkeypatch.undo()
+    nc.ops.forget_plans()
 
 
 # ------------------------------------------------------------------------------- falling through, and errors
@@ -561,6 +599,13 @@ def test_compiled_models_train_alike_without_graph_breaks(dynamic: bool) -> None
     np.testing.assert_allclose(train(model, 3, compiled), train(eager, 3), rtol=1e-12)
 
 
+def test_data_parallel_without_devices_is_the_model() -> None:
+    model = network()
+    expected = nn.DataParallel(model)(tensors(c=3, size=(12, 12))[0])
+    replace_conv2d(model)
+    torch.testing.assert_close(nn.DataParallel(model)(tensors(c=3, size=(12, 12))[0]), expected, rtol=1e-11, atol=1e-11)
+
+
 def test_no_grad_and_frozen_layers() -> None:
     x, w, b = tensors()
     with torch.no_grad():
@@ -570,26 +615,37 @@ def test_no_grad_and_frozen_layers() -> None:
     assert torch.equal(conv2d(x, w, b), conv2d(x.detach(), w.detach(), b.detach()))
 
 
-def test_memory_does_not_grow_over_200_steps() -> None:
-    """Were a step to leak one output of its layer, 4 MiB, 200 steps would hold 800."""
-    print_peak = """
-import resource, torch
-from nhwconv.torch import Conv2d
-x = torch.randn(4, 16, 128, 128).to(memory_format=torch.channels_last)
-layer = Conv2d(16, 16, 3, padding=1)
+@pytest.mark.parametrize("memory_format", ["channels_last", "contiguous_format"])
+def test_memory_does_not_grow_over_200_steps(memory_format: str) -> None:
+    """Were a step to leak one output of its layers, 4 MiB, 200 steps would hold 800; a plan a step were found, too."""
+    code = """
+import resource, sys, torch
+from torch import nn
+from nhwconv.runtime import arrays
+from nhwconv.torch import _engine, replace_conv
+lie = getattr(torch, sys.argv[1])
+model = nn.Sequential(
+    nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(16, 16, 3, padding=1, groups=16),
+    nn.ConvTranspose2d(16, 16, 1), nn.Conv2d(16, 4, 3, stride=2, bias=False),
+).to(memory_format=lie)
+assert len(replace_conv(model)) == 4
+x = torch.randn(4, 16, 128, 128).to(memory_format=lie)
 def step():
-    layer.zero_grad()
-    layer(layer(x)).square().mean().backward()
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    model.zero_grad()
+    model(x).square().mean().backward()
+def state():
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return peak, len(_engine._calls), arrays._scratch.nbytes() + arrays._buffers.nbytes()
 for _ in range(20):
     step()
-before = peak()
+before = state()
 for _ in range(200):
     step()
-print(peak() - before)
+print([a - b for a, b in zip(state(), before)])
 """
-    assert int(child.run(print_peak)) < 64
+    peak, calls, unused = ast.literal_eval(child.run(code, memory_format))
+    assert peak < 64
+    assert (calls, unused) == (0, 0)
 
 
 # ----------------------------------------------------------------------------------- processes and threads
@@ -645,6 +701,24 @@ def test_ddp_on_gloo(tmp_path: Any) -> None:
     for process in processes:
         status, out, err = child.finish(process)
         assert (status, out) == (0, "agree\n"), err
+
+
+def test_calls_are_told_as_those_of_arrays_are() -> None:
+    code = """
+import torch
+from nhwconv.torch import conv2d, conv_transpose2d
+x, w = torch.ones(2, 4, 9, 8, requires_grad=True), torch.ones(4, 4, 3, 3, requires_grad=True)
+conv2d(x, w, stride=2, padding=1, strategy="loop").sum().backward()
+conv_transpose2d(x, w, strategy="loop")
+"""
+    status, _, err = child.finish(child.start(code, NHWCONV_VERBOSE=1))
+    assert status == 0, err
+    layer, up = "n2h9w8c4d4k3s2p1", "n2h11w10c4d4k3"
+    assert [line.rpartition(",")[0] for line in err.splitlines()] == [
+        f"nhwconv,forward,{layer},float32,loop",
+        f"nhwconv,weight_grad+input_grad,{layer},float32,loop+loop",
+        f"nhwconv,input_grad,{up},float32,loop",
+    ]
 
 
 def test_pytorchs_number_of_threads_holds() -> None:

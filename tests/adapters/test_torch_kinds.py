@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn import functional
 
 import nhwconv.torch
+from nhwconv.problem import ConvProblem
 from nhwconv.program import ARRAYS
-from nhwconv.runtime import executor
+from nhwconv.runtime import executor, machine
 from nhwconv.strategies import REGISTRY
-from nhwconv.torch import Conv1d, ConvTranspose1d, ConvTranspose2d, replace_conv, restore_conv
+from nhwconv.torch import Conv1d, ConvTranspose1d, ConvTranspose2d, _engine, _left, replace_conv, restore_conv
 from tolerance import PROMISE
 
 KINDS = ("conv1d", "conv_transpose1d", "conv_transpose2d")
@@ -123,6 +124,17 @@ def test_opcheck(name: str) -> None:
         torch.library.opcheck(backward, (dy, *arrays[:2], *geometry(name), needs))
 
 
+@pytest.mark.parametrize("name", ["conv2d", *KINDS])
+def test_operators_refuse_a_gradient_that_is_not_the_results(name: str) -> None:
+    x, w, b = tensors(name, grad=False)
+    options = [[1] * sizes(name), [0] * 2 * sizes(name), [1] * sizes(name), 1]
+    options += [[0] * sizes(name)] if "transpose" in name else []
+    y = getattr(torch.ops.nhwconv, name)(x, w, b, *options)
+    for grad in (y[..., :-1], y[:, :4], y.float()):
+        with pytest.raises(RuntimeError, match=f"nhwconv::{name}_backward: grad is "):
+            getattr(torch.ops.nhwconv, f"{name}_backward")(grad, x, w, *options, [True] * 3)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", KINDS)
 def test_operators_pad_as_they_say(name: str, dtype: torch.dtype) -> None:
@@ -163,10 +175,11 @@ def test_results_have_pytorchs_strides_and_gradients_their_tensors(name: str, dt
             assert (fake.shape, fake.stride()) == (y.shape, y.stride())
 
 
+@pytest.mark.parametrize("lie", [last, torch.Tensor.contiguous])
 @pytest.mark.parametrize("name", KINDS)
-def test_channels_last_tensors_pass_as_they_lie(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dense_tensors_pass_as_they_lie(name: str, lie: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     x, w, b = (t.detach() for t in tensors(name, torch.float32))
-    x, w = last(x).requires_grad_(), last(w).requires_grad_()
+    x, w = lie(x).requires_grad_(), lie(w).requires_grad_()
     seen: list[Any] = []
     run = executor.run
 
@@ -277,6 +290,76 @@ def test_autocast_and_other_dtypes_are_pytorchs(name: str, dtype: torch.dtype) -
         assert torch.equal(ours(*arrays), theirs(*arrays))
     arrays = [a.bfloat16() for a in arrays]
     assert torch.equal(ours(*arrays), theirs(*arrays))
+
+
+# ------------------------------------------------------------------------------------ what is left to PyTorch
+
+PASSES = ("forward", "input_grad", "weight_grad")
+
+
+def rule(pass_: Any, **limits: Any) -> _left.Rule:
+    """Return a rule for this processor."""
+    return _left.Rule(pass_, f"the {pass_} is slow", machine.vector_bytes(), "float64", **limits)
+
+
+@pytest.mark.parametrize("left", [p for n in range(4) for p in itertools.combinations(PASSES, n)], ids=str)
+@pytest.mark.parametrize("name", ["conv2d", *KINDS])
+def test_each_pass_may_be_left_to_pytorch(name: str, left: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = functions(name)
+    arrays = tensors(name)
+    ran: set[str] = set()
+    run = executor.run
+
+    def watched(program: Any, *operands: int) -> None:
+        ran.update(pass_ for pass_, _ in program.ran)
+        run(program, *operands)
+
+    monkeypatch.setattr(executor, "run", watched)
+    monkeypatch.setattr(_left, "RULES", tuple(map(rule, left)))
+    monkeypatch.setattr(_engine, "_calls", {})
+    for lie in (last, torch.Tensor.contiguous):
+        given = [lie(a) if a.dim() > 1 else a for a in arrays]
+        got, expected = results(ours, given, {}), results(theirs, given, {})
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
+        assert got[0].stride() == expected[0].stride()
+        assert [g.stride() for g in got[1:]] == [a.stride() for a in given]
+        assert ran == set(PASSES) - set(left)
+        ran.clear()
+    for strategy in ("loop", ("depthwise", "loop", "winograd")):  # what is asked for is never overruled
+        ours(*arrays, strategy=strategy)
+        assert ran == {"input_grad" if "transpose" in name else "forward"}
+        ran.clear()
+
+
+def test_a_rule_is_about_the_problems_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = ConvProblem(2, 7, 6, 8, 4, 3, 3, groups=4, dtype=np.dtype(np.float64))  # 20 pixels
+    for limits, holds in (
+        ({}, True),
+        ({"groups": range(4, 5)}, True),
+        ({"groups": range(1, 2)}, False),
+        ({"pixels": range(1, 20)}, False),
+        ({"pixels": range(1, 21)}, True),
+        ({"channels": range(2, 3)}, True),
+        ({"channels": range(3, 9)}, False),
+    ):
+        for named, found in (
+            (rule("forward", **limits), holds),
+            (rule("forward", **limits)._replace(vectors=1), False),
+            (rule("forward", **limits)._replace(dtype="float32"), False),
+            (rule("input_grad", **limits), False),
+        ):
+            monkeypatch.setattr(_left, "RULES", (named,))
+            assert _left.left_to_torch(problem, "forward") == (named.reason if found else None)
+
+
+def test_replace_conv_names_what_may_be_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_left, "RULES", (rule("forward", groups=range(2, 9)), rule("weight_grad", pixels=range(1, 9))))
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.ConvTranspose1d(4, 4, 3)).double()
+    found = replace_conv(model)
+    assert found == ["0", "1"]
+    assert found.partly == {"0": "the forward is slow; the weight_grad is slow", "1": "the weight_grad is slow"}
+    restore_conv(model)
+    assert replace_conv(model, strategy="loop").partly == {}
 
 
 # -------------------------------------------------------------------------------------------------- layers

@@ -109,6 +109,25 @@ def test_a_much_larger_buffer_is_not_wasted_on_a_small_array():
     assert arrays.empty((7 * 2**20,), np.dtype(np.uint8)).ctypes.data == where
 
 
+def test_scratch_of_all_sizes_is_one_buffer():
+    """As large as the largest that was asked for; two at a time are two, and results have others."""
+    steps = [m * 2**20 for m in (1, 4, 2, 16, 3, 16, 1)]
+    for nbytes in steps:
+        scratch = arrays.scratch(nbytes)
+        assert scratch.nbytes >= nbytes
+        assert scratch.ctypes.data % arrays.ALIGNMENT == 0
+        del scratch
+    assert arrays._scratch.nbytes() == 16 * 2**20
+    first, second = arrays.scratch(8 * 2**20), arrays.scratch(2**20)
+    assert first.nbytes == 16 * 2**20
+    assert second.nbytes == 2**20
+    del first, second
+    assert arrays._scratch.nbytes() == 17 * 2**20
+    assert arrays._buffers.nbytes() == 0
+    arrays.release()
+    assert arrays._scratch.nbytes() == 0
+
+
 def test_threads_do_not_get_each_others_memory():
     """Eight threads that make and drop arrays, and collect garbage: each finds what it wrote."""
     together = threading.Barrier(8)
@@ -119,6 +138,7 @@ def test_threads_do_not_get_each_others_memory():
         for i in range(60):
             size = int(rng.integers(arrays.REUSED_FROM, 2 * arrays.REUSED_FROM)) // 4
             mine = [arrays.empty((size,), F) for _ in range(3)]
+            mine += [np.ndarray((size,), F, arrays.scratch(4 * size + 2**20 * k)) for k in range(2)]
             for k, a in enumerate(mine):
                 a[::512] = 100 * me + k
             if i % 20 == 0:

@@ -8,7 +8,7 @@ Arrays are turned in blocks that stay in L1, by any number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from functools import cache
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from ..runtime.jit import Body, ceil_div, device
 from ..runtime.records import Record, record
 from .base import Wanted
 
-__all__ = ["turn", "turn_step", "with_images", "with_weights"]
+__all__ = ["channels_first", "turn", "turn_step", "with_images", "with_weights"]
 
 #: Rows and columns of a task.
 BLOCK = 64
@@ -130,13 +130,24 @@ def with_images(program: Program, shapes: Mapping[str, tuple[int, ...]], images:
     return turning.program()
 
 
-def with_weights(program: Program, problem: ConvProblem, weights: str, wanted: Wanted) -> Program:
+def with_weights(
+    program: Program, problem: ConvProblem, weights: str, wanted: Wanted, names: Container[str] = ("w", "dw")
+) -> Program:
     """Return a program for weights that lie as this layout says; a gradient that is added to is turned twice."""
     if weights == "OHWI":
         return program
     d, kh, kw, cg = problem.w_shape
     sizes = (1, kh * kw * cg, d) if weights == "HWIO" else (d, cg, kh * kw)
     turning = _Turning(program, problem.dtype.itemsize)
-    turning.turn("w", sizes, True, False)
-    turning.turn("dw", sizes, wanted.accumulate, True)
+    for name, reads, writes in (("w", True, False), ("dw", wanted.accumulate, True)):
+        if name in names:
+            turning.turn(name, sizes, reads, writes)
     return turning.program()
+
+
+def channels_first(program: Program, problem: ConvProblem, names: Container[str]) -> Program:
+    """Return a program for arrays of which these have their channels first: images as "NCHW", weights as "OIHW"."""
+    shapes = {"x": problem.x_shape, "dx": problem.x_shape, "dy": problem.y_shape, "y": problem.y_shape}
+    images = {name: shape for name, shape in shapes.items() if name in names}
+    program = with_images(program, images, "NCHW", problem.dtype.itemsize)
+    return with_weights(program, problem, "OIHW", Wanted(), names)

@@ -1,14 +1,16 @@
 """What computes: tensors in, tensors out, without autograd. All contact to nhwconv's inside is in this file.
 
 Whatever can be known of a convolution before its data is a `Call`, made once and found by shapes, strides, dtypes and
-options. Results are PyTorch's own memory: nhwconv writes into tensors that are allocated here, through NumPy's views.
+options. Results are PyTorch's own memory: nhwconv writes into tensors that are allocated here, at their addresses.
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from operator import and_, itemgetter
 from typing import Any
 
 import numba
@@ -16,14 +18,18 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._C._functorch import unwrap_if_dead
 from torch.nn import functional
 
 from .. import checks, ops
 from ..checks import words_of
 from ..layouts import Layout
 from ..planning import Backward, Plan
+from ..problem import ConvProblem, Pass
 from ..program import ARRAYS, Program
 from ..runtime import executor, machine
+from ..strategies.turning import channels_first
+from ._left import left_to_torch
 from ._options import Options
 
 __all__ = [
@@ -37,6 +43,8 @@ __all__ = [
     "refusal",
     "room_for_result",
 ]
+
+_log = logging.getLogger("nhwconv.torch")
 
 #: Tensors of these dtypes are NumPy arrays that nhwconv takes; NumPy has no bfloat16.
 DTYPES = frozenset((torch.float32, torch.float64, torch.float16))
@@ -72,10 +80,13 @@ _start_threads()
 class Call:
     """What is known of a convolution before its data."""
 
-    __slots__ = ("_backwards", "_make_backward", "direct", "forward", "geometry", "kind", "refused", "shape", "strides")
+    __slots__ = (
+        "_forward", "_gradients", "_lies", "_make_backward", "empty", "geometry", "kind", "left", "options", "plan",
+        "refused", "shape", "strides",
+    )  # fmt: skip
 
     def __init__(self, x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> None:
-        self.kind = options.kind
+        self.kind, self.options = options.kind, options
         #: Why nhwconv doesn't do this, where it doesn't.
         self.refused: str | None = refusal(x, w, b, options)
         if self.refused is not None:
@@ -92,22 +103,49 @@ class Call:
             self.refused = str(error)
             return
         with words_of(self.kind.name):  # an error here is the strategy's, and the caller's
-            self.forward: Plan = make(*arguments, options.strategies)
+            #: Of the forward pass.
+            self.plan: Plan = make(*arguments, options.strategies)
+        #: Whether PyTorch makes the result, and the gradients of input, weight and bias; nothing where it makes none.
+        self.left: tuple[bool, ...] = ()
+        reasons = _left(self.plan.problem, options)
+        if all(reasons):
+            self.refused = reasons[0]
+            return
+        if any(reasons):
+            self.left = tuple(reason is not None for reason in reasons)
+            _log.debug(
+                "of %s PyTorch's own passes run: %s", self.plan.problem, "; ".join(sorted({*filter(None, reasons)}))
+            )
         self._make_backward = partial(make_backward, *arguments, strategy=options.strategies)
-        self._backwards: dict[tuple[str, ...], Backward] = {}
-        n, *size, d = self.forward.result_shape
-        result = room_for_result((n, d, *size), gives_channels_last(x, w), device="meta")
+        n, *size, d = self.plan.result_shape
+        y = room_for_result((n, d, *size), gives_channels_last(x, w), device="meta")
         #: The result's.
-        self.shape, self.strides = result.shape, result.stride()
-        #: Whether the result is written where it is.
-        self.direct = _is_last(result)
+        self.shape, self.strides = y.shape, y.stride()
+        #: Whether there are no images.
+        self.empty = not n
+        gradients = (torch.empty_like(t, device="meta") for t in (x, w))
+        self._lies = tuple(map(_lie, (x, w, y, *gradients)))
+        self._forward: _Way | None = None
+        self._gradients: dict[tuple[tuple[bool, ...], str], _Way] = {}
 
-    def backward(self, needs: tuple[str, ...]) -> Backward:
-        """Return the plan of these gradients."""
-        found = self._backwards.get(needs)
+    def forward(self, bias: bool) -> _Way:
+        """Return how the forward pass runs."""
+        if self._forward is None:
+            x, w, y, _, _ = self._lies
+            self._forward = _Way(self.plan, partial(self.plan.program, bias), (x, w, _LAST), (y,))
+        return self._forward
+
+    def backward(self, needs: tuple[bool, ...], dy: Tensor) -> _Way:
+        """Return how these gradients are made of that of the result."""
+        x, w, y, *gradients = self._lies
+        lie = y if dy.stride() == self.strides else _lie(dy)
+        found = self._gradients.get((needs, lie))
         if found is None:
+            names = tuple(name for name, needed in zip(ops.Gradients._fields, needs, strict=True) if needed)
             with words_of(self.kind.name):
-                found = self._backwards[needs] = self._make_backward(needs=needs)
+                plan = self._make_backward(needs=names)
+            found = _Way(plan, partial(plan.program, False), (x, w, lie), (*gradients, _LAST))
+            self._gradients[needs, lie] = found
         return found
 
 
@@ -116,6 +154,16 @@ _PLANS: tuple[tuple[Any, Any], ...] = (
     (ops.forward_plan, ops.backward_plan),
     (ops.transposed_plan, ops.transposed_backward_plan),
 )
+
+
+def _left(problem: ConvProblem, options: Options) -> list[str | None]:
+    """Return why PyTorch makes the result, and the gradients of input, weight and bias; None for those of nhwconv."""
+    if options.strategy != "auto":
+        return [None] * 4
+    passes: tuple[Pass, ...] = ("forward", "input_grad", "weight_grad", "weight_grad")
+    if options.kind.transposed:
+        passes = "input_grad", "forward", *passes[2:]
+    return [left_to_torch(problem, pass_) for pass_ in passes]
 
 
 def _shape(t: Tensor) -> tuple[int, ...]:
@@ -188,21 +236,29 @@ def _is_channels_last(t: Tensor) -> bool:
 _calls: dict[Any, Call] = {}
 
 
+def _forget() -> None:
+    """Ask for plans anew: those that were made are forgotten."""
+    global _calls
+    _calls = {}
+
+
+ops.forgetting.append(_forget)
+
+
 def call_for(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Call:
     """Return what is known of this convolution, remembered."""
+    calls = _calls  # a plan that is being made while others are forgotten is forgotten with them
     bias = None if b is None else (b.shape, b.dtype)
     key = options, x.shape, x.stride(), x.dtype, w.shape, w.stride(), w.dtype, bias
-    call = _calls.get(key)
+    call = calls.get(key)
     if call is None:
-        if len(_calls) > 4096:
-            _calls.clear()
-        call = _calls[key] = Call(x, w, b, options)
+        if len(calls) > 4096:
+            calls.clear()
+        call = calls[key] = Call(x, w, b, options)
     return call
 
 
 # ---------------------------------------------------------------------------------------------- results
-
-_LAST = torch.channels_last
 
 
 def room_for_result(shape: Sequence[Any], channels_last: bool, **options: Any) -> Tensor:
@@ -210,29 +266,34 @@ def room_for_result(shape: Sequence[Any], channels_last: bool, **options: Any) -
     if not channels_last:
         return torch.empty(shape, **options)
     if len(shape) == 4:
-        return torch.empty(shape, memory_format=_LAST, **options)
+        return torch.empty(shape, memory_format=torch.channels_last, **options)
     _, d, length = shape
     return torch.empty_strided(shape, (d * length, 1, d), **options)
 
 
-def _is_last(t: Tensor) -> bool:
-    """Return whether a tensor lies as nhwconv has it: dense, with its channels last."""
-    return bool(t.is_contiguous(memory_format=_LAST) if t.dim() == 4 else t.transpose(1, 2).is_contiguous())
+#: How a tensor lies: dense with its channels last, as nhwconv has it, or first, as PyTorch has it; or in another way.
+_LAST, _FIRST, _OTHER = "last", "first", "other"
+
+
+def _lie(t: Tensor) -> str:
+    """Return how a tensor lies; one of one pixel or one channel lies in both ways, and so as nhwconv has it."""
+    if t.is_contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.transpose(1, 2).is_contiguous():
+        return _LAST
+    return _FIRST if t.is_contiguous() else _OTHER
 
 
 def _converted(t: Tensor) -> Tensor:
-    """Return a tensor that lies so: itself where it does."""
+    """Return a tensor with the same numbers that lies as nhwconv has it."""
+    t = t.detach()
     if t.dim() == 4:
-        return t if t.is_contiguous(memory_format=_LAST) else t.detach().contiguous(memory_format=_LAST)
-    return t.detach().transpose(1, 2).contiguous().transpose(1, 2)
+        return t.contiguous(memory_format=torch.channels_last)
+    return t.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def _room(t: Tensor) -> Tensor:
-    """Return memory for a result: the result's own where that lies so."""
-    if _is_last(t):
-        return t
+    """Return a tensor for the same numbers that lies so."""
     if t.dim() == 4:
-        return torch.empty_like(t, memory_format=_LAST)
+        return torch.empty_like(t, memory_format=torch.channels_last)
     return torch.empty_like(t.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
 
 
@@ -247,42 +308,103 @@ def _threads() -> int:
     return min(int(torch.get_num_threads()), machine.threads())
 
 
-def _run(program: Program, names: Sequence[str], *tensors: Tensor | None) -> None:
-    """Run a program on tensors, by the names that its arrays have."""
-    named = dict(zip(names, tensors, strict=True))
-    if program.native:
-        x, w, b, y, dy, dx, dw, db = (0 if t is None else t.data_ptr() for t in map(named.get, ARRAYS))
-        executor.run(program, x, w, b, y, dy, dx, dw, db, executor.ADDRESSES)
-    else:
-        executor.run_calls(program, {name: _array(t) for name, t in named.items() if t is not None})
+class _Way:
+    """How a pass runs on tensors that lie in one way.
+
+    Those with their channels last are read and written as they lie. What lies channels first is turned by the program's
+    own steps, so that one entry into native code does it all; any other tensor is converted by PyTorch.
+    """
+
+    __slots__ = ("_direct", "_first", "_in_order", "_inputs", "_make", "_names", "_programs", "_serial", "_through")
+
+    def __init__(
+        self, plan: Plan | Backward, make: Callable[..., Program], inputs: Sequence[str], results: Sequence[str]
+    ) -> None:
+        lies = *inputs, *results
+        self._make, self._serial, self._inputs, self._names = make, plan.serial, len(inputs), plan.operands
+        native = make(threads=1).native
+        named = dict(zip(plan.operands, lies, strict=True))
+        #: What the program turns, and which tensors PyTorch converts.
+        self._first = {name for name, lie in named.items() if native and lie == _FIRST}, plan.problem
+        self._through = tuple(lie != _LAST and not (native and lie == _FIRST) for lie in lies)
+        #: Whether there is nothing but to pass addresses.
+        self._direct = native and not any(self._through)
+        #: Brings addresses, with a zero and what says that they are some behind them, into the order of the executor.
+        order = [plan.operands.index(name) if name in named else len(named) for name in ARRAYS]
+        self._in_order = itemgetter(*order, len(named) + 1)
+        self._programs: dict[int, Program] = {}
+
+    def run(self, *tensors: Tensor | None) -> None:
+        """Run the pass on its inputs and results."""
+        if self._direct:
+            self._run(tensors)
+            return
+        used = [
+            t if t is None or not through else _converted(t) if i < self._inputs else _room(t)
+            for i, (t, through) in enumerate(zip(tensors, self._through, strict=True))
+        ]
+        self._run(used)
+        for t, room in zip(tensors[self._inputs :], used[self._inputs :], strict=True):
+            if t is not None and room is not None and room is not t:
+                t.copy_(room)
+
+    def _run(self, tensors: Sequence[Tensor | None]) -> None:
+        """Run the program on tensors that it can use."""
+        threads = 1 if self._serial else _threads()
+        program = self._programs.get(threads)
+        if program is None:
+            names, problem = self._first
+            program = self._programs[threads] = channels_first(self._make(threads=threads), problem, names)
+        if program.native:
+            try:
+                addresses = [0 if t is None else t.data_ptr() for t in tensors]
+            except RuntimeError:  # what outlives a transform of torch.func is a wrapper without memory
+                addresses = [0 if t is None else unwrap_if_dead(t).data_ptr() for t in tensors]
+            addresses += 0, executor.ADDRESSES
+            executor.run(program, *self._in_order(addresses))
+        else:
+            named = zip(self._names, tensors, strict=True)
+            executor.run_calls(program, {name: _array(t) for name, t in named if t is not None})
 
 
 def forward(call: Call, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """Return the convolution, in PyTorch's memory format."""
-    plan = call.forward
+    if call.left and call.left[0]:
+        return _with_strides(pytorchs_forward(x, w, b, call.options), call.strides)
     y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype)
-    if not plan.problem.n:
-        return y
-    room, b = y if call.direct else _room(y), b if b is None or b.is_contiguous() else b.contiguous()
-    _run(plan.program(b is not None, threads=_threads()), plan.operands, _converted(x), _converted(w), b, room)
-    return y if room is y else y.copy_(room)
+    if not call.empty:
+        call.forward(b is not None).run(x, w, b if b is None or b.is_contiguous() else b.contiguous(), y)
+    return y
 
 
 def backward(
-    call: Call, x: Tensor, w: Tensor, dy: Tensor, needs: Sequence[bool]
+    call: Call, x: Tensor, w: Tensor, dy: Tensor, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, weight and bias, each with its tensor's strides; None where not needed."""
+    theirs = tuple(map(and_, needs, call.left[1:])) if call.left else ()
+    if not any(theirs):
+        return _backward(call, x, w, dy, needs)
+    ours = tuple(needed and not left for needed, left in zip(needs, theirs, strict=True))
+    more = _backward(call, x, w, dy, ours) if any(ours) else (None,) * 3
+    dx, dw, db = map(_first, pytorchs_backward(x, w, dy, theirs, call.options), more)
+    return dx, dw, db
+
+
+def _first(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Return the one that there is."""
+    return b if a is None else a
+
+
+def _backward(
+    call: Call, x: Tensor, w: Tensor, dy: Tensor, needs: tuple[bool, ...]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients that nhwconv makes."""
     dx = torch.empty_like(x) if needs[0] else None
     dw = torch.empty_like(w) if needs[1] else None
     db = torch.empty(call.shape[1], dtype=w.dtype) if needs[2] else None
-    plan = call.backward(tuple(name for name, needed in zip(ops.Gradients._fields, needs, strict=True) if needed))
-    if not plan.problem.n:
+    if call.empty:
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
-    to_dx, to_dw = (None if t is None else _room(t) for t in (dx, dw))
-    _run(plan.program(False, _threads()), plan.operands, *map(_converted, (x, w, dy)), to_dx, to_dw, db)
-    for gradient, room in ((dx, to_dx), (dw, to_dw)):
-        if gradient is not None and room is not None and room is not gradient:
-            gradient.copy_(room)
+    call.backward(needs, dy).run(x, w, dy, dx, dw, db)
     return dx, dw, db
 
 
@@ -300,6 +422,11 @@ def _within(t: Tensor, pads: Sequence[int]) -> Tensor:
         before, behind = pads[2 * i : 2 * i + 2]
         t = t.narrow(2 + i, before, t.shape[2 + i] - before - behind)
     return t
+
+
+def _with_strides(t: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """Return a tensor with these strides: itself where it has them."""
+    return t if t.stride() == strides else torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
 
 
 def pytorchs_forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:

@@ -28,12 +28,12 @@ _log = logging.getLogger("nhwconv.torch")
 
 _Recorded: Any = torch._C._profiler._RecordFunctionFast
 _set_tracing_state: Any = torch._C._set_tracing_state
-_PLAIN = (Tensor, Parameter)
+_PLAIN, _STRIDED = (Tensor, Parameter), torch.strided
 
 
 def _is_plain(t: Any) -> bool:
     """Return whether a tensor is nothing but numbers in the CPU's memory."""
-    return type(t) in _PLAIN and t.is_cpu and t.layout is torch.strided and not t.is_neg()
+    return type(t) in _PLAIN and t.is_cpu and t.layout is _STRIDED and not t.is_neg()
 
 
 def _is_watched() -> bool:
@@ -54,8 +54,7 @@ class _Eager(torch.autograd.Function):
         call, input, weight, bias = arguments
         ctx.save_for_backward(input, weight)
         ctx.call = call
-        y: Tensor = _run(call.kind.operator, arguments[1:], _engine.forward, call, input, weight, bias)
-        return y
+        return _forward(call, input, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
@@ -82,6 +81,12 @@ def _run(name: str, shown: Sequence[Tensor | None], function: Callable[..., Any]
         with _Recorded(name, list(shown), {}):
             return function(*arguments)
     return function(*arguments)
+
+
+def _forward(call: _engine.Call, *tensors: Tensor | None) -> Tensor:
+    """Convolve, without autograd."""
+    y: Tensor = _run(call.kind.operator, tensors, _engine.forward, call, *tensors)
+    return y
 
 
 def conv2d(
@@ -327,8 +332,7 @@ def _eagerly(input: Tensor, weight: Tensor, bias: Tensor | None, options: Option
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
         return _apply(call, input, weight, bias)
-    y: Tensor = _run(call.kind.operator, (input, weight, bias), _engine.forward, call, input, weight, bias)
-    return y
+    return _forward(call, input, weight, bias)
 
 
 @contextmanager

@@ -65,7 +65,14 @@ def _backward(kind: Kind, grad: Tensor, input: Tensor, weight: Tensor, *rest: An
     options = unique(Options.of(kind, (*sizes, strategy)))
     call = _engine.call_for(input, weight, None, options)
     if call.refused is None:
-        found = _engine.backward(call, input, weight, grad, needs)
+        torch._check(
+            grad.shape == call.shape and grad.dtype == input.dtype,
+            lambda: (
+                f"{kind.operator}_backward: grad is {tuple(grad.shape)} of {grad.dtype}, expected {tuple(call.shape)} "
+                f"of {input.dtype}"
+            ),
+        )
+        found = _engine.backward(call, input, weight, grad, tuple(needs))
     else:
         found = _engine.pytorchs_backward(input, weight, grad, needs, options)
     dx, dw, db = found
@@ -121,6 +128,22 @@ def _primals(ctx: Any) -> tuple[Tensor, ...]:
     return tuple(forward_ad.unpack_dual(t, level=0).primal for t in ctx.saved_tensors)
 
 
+def _save(ctx: Any, *tensors: Tensor) -> None:
+    """Keep tensors for derivatives in both directions."""
+    ctx.save_for_backward(*tensors)
+    ctx.save_for_forward(*tensors)
+
+
+def _forwards(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a rule for the tangents of three tensors as PyTorch calls it, with all tangents and forward mode off."""
+
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        with forward_ad._set_fwd_grad_enabled(True):
+            return rule(ctx, *tangents[2:5])
+
+    return jvp
+
+
 def _of_channels(t: Tensor, like: Sequence[Any]) -> Tensor:
     """Return a tensor of one number for each channel as one of this shape."""
     return t.reshape(-1, *[1] * (len(like) - 2)).expand(like)
@@ -133,8 +156,7 @@ class _Convolution(torch.autograd.Function):
     def forward(ctx: Any, kind: Kind, mode: bool, *arguments: Any) -> Tensor:
         input, weight, bias, *ctx.geometry = arguments
         ctx.kind = kind
-        ctx.save_for_backward(input, weight)
-        ctx.save_for_forward(input, weight)
+        _save(ctx, input, weight)
         with _below_autograd(mode):
             return forward(kind, input, weight, bias, ctx.geometry)
 
@@ -147,14 +169,9 @@ class _Convolution(torch.autograd.Function):
         return None, None, *gradients, *[None] * len(ctx.geometry)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        with forward_ad._set_fwd_grad_enabled(True):
-            return _Convolution._jvp(ctx, *tangents)
-
-    @staticmethod
-    def _jvp(ctx: Any, *tangents: Any) -> Tensor:
+    @_forwards
+    def jvp(ctx: Any, to_input: Tensor | None, to_weight: Tensor | None, to_bias: Tensor | None) -> Tensor:
         input, weight = _primals(ctx)
-        to_input, to_weight, to_bias = tangents[2:5]
         terms = [] if to_input is None else [forward(ctx.kind, to_input, weight, None, ctx.geometry)]
         if to_weight is not None:
             terms.append(forward(ctx.kind, input, to_weight, None, ctx.geometry))
@@ -170,8 +187,7 @@ class _Backward(torch.autograd.Function):
     def forward(ctx: Any, kind: Kind, mode: bool, *arguments: Any) -> Gradients:
         grad, input, weight, *sizes, ctx.needs, strategy = arguments
         ctx.kind, ctx.geometry = kind, (*sizes, strategy)
-        ctx.save_for_backward(grad, input, weight)
-        ctx.save_for_forward(grad, input, weight)
+        _save(ctx, grad, input, weight)
         ctx.set_materialize_grads(False)  # zeros would be convolved
         with _below_autograd(mode):
             return backward(kind, grad, input, weight, ctx.geometry, ctx.needs)
@@ -197,14 +213,9 @@ class _Backward(torch.autograd.Function):
         return None, None, to_grad, to_input, to_weight, *[None] * (len(geometry) + 1)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        with forward_ad._set_fwd_grad_enabled(True):
-            return _Backward._jvp(ctx, *tangents)
-
-    @staticmethod
-    def _jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
+    @_forwards
+    def jvp(ctx: Any, to_grad: Tensor, to_input: Tensor, to_weight: Tensor) -> tuple[Tensor, ...]:
         grad, input, weight = _primals(ctx)
-        to_grad, to_input, to_weight = tangents[2:5]
         needs = ctx.needs
         found: list[list[Tensor]] = [[], [], []]
         for arguments, moved in (
