@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +17,8 @@ import llvmlite.binding as llvm
 import numba
 from numba.core.registry import cpu_target
 from numba.np.ufunc import parallel
+
+from .aside import Aside
 
 __all__ = [
     "BYTES_A_CYCLE",
@@ -119,12 +120,12 @@ def threads() -> int:
     that starts them; so one does that ends at once.
     """
     if not parallel._is_initialized:
-        starter = threading.Thread(target=numba.get_num_threads, name="nhwconv starts threads")
+        starter = Aside(numba.get_num_threads)
         try:
-            starter.start()
+            starter.begin()
         except RuntimeError:  # there are too many, or the program is ending
             return int(numba.get_num_threads())
-        starter.join()
+        starter.result()
     return int(numba.get_num_threads())
 
 
