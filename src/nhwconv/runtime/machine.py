@@ -15,6 +15,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import numba
+from numba.core.config import reload_config
 from numba.core.registry import cpu_target
 from numba.np.ufunc import parallel
 
@@ -117,9 +118,11 @@ def threads() -> int:
     """Return the number of threads that a call uses now: Numba's, which `numba.set_num_threads` sets.
 
     They are started by the first call. OpenMP then sets its number of threads, which is PyTorch's too, for the thread
-    that starts them; so one does that ends at once.
+    that starts them; so one does that ends at once. Before it, Numba reads the environment anew, as it does whenever it
+    compiles: then it would refuse another number.
     """
     if not parallel._is_initialized:
+        reload_config()
         starter = Aside(numba.get_num_threads)
         try:
             starter.begin()
