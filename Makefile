@@ -37,8 +37,8 @@ test-pages: $(VENV)/with-pages  ## test the pages that it makes in Chromium, whi
 	$(BIN)/python tests/support/browser.py
 	$(BIN)/python -m pytest -o 'norecursedirs=.*' tests/pages $(ARGS)
 
-test-peers: $(VENV)/with-peers  ## run PyTorch's, ONNX's and Keras's own suites on nhwconv
-	$(BIN)/python -m pytest -c tests/peers/pytest.ini tests/peers $(ARGS)
+test-peers: $(VENV)/with-peers  ## run suites of PyTorch, JAX, ONNX, Keras and SciPy on nhwconv, and networks of torchvision and timm
+	env OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -c tests/peers/pytest.ini tests/peers $(ARGS)
 
 nightly: $(VENV)/with-test  ## run all tests in their long forms: more problems, more threads, more calls
 	NHWCONV_TESTS=nightly $(PYTEST) $(ARGS)

@@ -49,7 +49,7 @@ def torch_steps(name: str, dtype: str, batch: int, size: int) -> dict[str, Step]
 
     torch.manual_seed(0)
     real = getattr(torch, dtype)
-    stock = getattr(_torchvision_models(), name)(num_classes=CLASSES)
+    stock = getattr(torchvision_models(), name)(num_classes=CLASSES)
     stock = stock.to(dtype=real, memory_format=torch.channels_last)
     ours = copy.deepcopy(stock)
     nhwconv.torch.replace_conv(ours)
@@ -69,7 +69,7 @@ def torch_steps(name: str, dtype: str, batch: int, size: int) -> dict[str, Step]
     return {"torch": step_of(stock), "nhwconv": step_of(ours)}
 
 
-def _torchvision_models() -> Any:
+def torchvision_models() -> Any:
     """Return `torchvision.models`, also where torchvision's operators were built for another PyTorch.
 
     These are for detection, and no network here needs them; but importing torchvision asks for the names of two.

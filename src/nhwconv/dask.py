@@ -1,7 +1,8 @@
-"""Dask: `conv2d` and `conv2d_backward` on arrays chunked over samples, for data beyond one machine or its memory.
+"""Dask: the convolutions and their gradients on arrays chunked over samples, for data beyond one machine or its memory.
 
 Samples are independent of each other in the output and in the input's gradient, so blocks map. The gradients of
-weights and bias are sums over samples: each block gives a part, and the parts are added in a tree.
+weights and bias are sums over samples: each block gives a part, and the parts are added in a tree. All of it is made of
+two functions of nhwconv's, the one called and its backward one, for every convolution alike.
 
 Dask's workers are the parallelism: a block is computed with one thread of Numba's, so that workers don't fight.
 """
@@ -9,28 +10,37 @@ Dask's workers are the parallelism: a block is computed with one thread of Numba
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeAlias
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.delayed import Delayed, delayed
 
-from . import checks, ops
+from . import checks, one_dimension, ops, transposed
 from .checks import no_samples, stand_in, words_of
 from .ops import Gradients, Padding, Size, StrategyName
 from .runtime import machine
 
-__all__ = ["conv2d", "conv2d_backward"]
+__all__ = [
+    "conv1d",
+    "conv1d_backward",
+    "conv2d",
+    "conv2d_backward",
+    "conv_transpose1d",
+    "conv_transpose1d_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+]
 
 Array = npt.NDArray[Any]
+Weights: TypeAlias = npt.ArrayLike | da.Array
 
 
-@words_of("conv2d")
 def conv2d(
     x: da.Array,
-    w: npt.ArrayLike | da.Array,
-    b: npt.ArrayLike | da.Array | None = None,
+    w: Weights,
+    b: Weights | None = None,
     *,
     stride: Size = 1,
     padding: Padding = 0,
@@ -59,7 +69,8 @@ def conv2d(
     Raises
     ------
     ValueError, TypeError
-        Those of `nhwconv.conv2d`, now rather than in a worker; and ValueError where x is chunked over another axis.
+        Those of `nhwconv.conv2d`, now rather than in a worker; and ValueError where x is chunked over
+        another axis.
 
     Examples
     --------
@@ -69,19 +80,15 @@ def conv2d(
     >>> y.shape, y.numblocks
     ((64, 26, 26, 16), (4, 1, 1, 1))
     """
-    options: dict[str, Any] = {
-        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy,
-    }  # fmt: skip
-    w, b = _whole("w", w), None if b is None else _whole("b", b)
-    _check_chunks("x", x)
-    y = ops.conv2d(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options)
-    return _map(ops.conv2d, x, shape=y.shape[1:], dtype=y.dtype, whole=(w,) if b is None else (w, b), **options)
+    return _forward(
+        ops.conv2d, x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        strategy=strategy,
+    )  # fmt: skip
 
 
-@words_of("conv2d_backward")
 def conv2d_backward(
     x: da.Array,
-    w: npt.ArrayLike | da.Array,
+    w: Weights,
     dy: da.Array,
     *,
     needs: Iterable[str] = ("dx", "dw", "db"),
@@ -119,8 +126,8 @@ def conv2d_backward(
     Raises
     ------
     ValueError, TypeError
-        Those of `nhwconv.conv2d_backward`, now rather than in a worker; and ValueError where x is chunked over
-        another axis.
+        Those of `nhwconv.conv2d_backward`, now rather than in a worker; and ValueError where x is chunked
+        over another axis.
 
     Examples
     --------
@@ -131,42 +138,338 @@ def conv2d_backward(
     >>> float(db.sum().compute()) == dy.size
     True
     """
-    options: dict[str, Any] = {
-        "stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "strategy": strategy,
-    }  # fmt: skip
-    w, needs = _whole("w", w), (needs,) if isinstance(needs, str) else tuple(needs)
-    _check_chunks("x", x)
-    _check_array("dy", dy)
-    checked = ops.conv2d_backward(no_samples(x), stand_in(w), no_samples(dy), needs=needs, **options)
-    dy = _chunked_like(dy, x)
-    dx = dw = db = None
-    if checked.dx is not None:
-        more = {"input_size": x.shape[1:3], **options}
-        dx = _map(ops.conv2d_input_grad, dy, shape=x.shape[1:], dtype=checked.dx.dtype, whole=(w,), **more)
-    if checked.dw is not None:
-        more = {"kernel_size": w.shape[1:3], **options}
-        dw = _sum(ops.conv2d_weight_grad, x, dy, shape=w.shape, dtype=checked.dw.dtype, **more)
-    if checked.db is not None:
-        db = _sum(ops.conv2d_bias_grad, dy, shape=w.shape[:1], dtype=checked.db.dtype)
-    return Gradients(dx, dw, db)
+    return _backward(
+        ops.conv2d_backward, x, w, dy, needs, stride=stride, padding=padding, dilation=dilation,
+        groups=groups, strategy=strategy,
+    )  # fmt: skip
+
+
+def conv_transpose2d(
+    x: da.Array,
+    w: Weights,
+    b: Weights | None = None,
+    *,
+    stride: Size = 1,
+    padding: Padding = 0,
+    output_padding: Size | None = None,
+    dilation: Size = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+) -> da.Array:
+    """Convolve a batch of images by the transpose of a convolution and add a bias, block by block.
+
+    Parameters
+    ----------
+    x : dask.array.Array
+        Images ``(N, H, W, C)``, chunked over N alone, in chunks whose sizes may be unknown.
+    w : array_like or dask.array.Array
+        Kernels ``(C, KH, KW, D/groups)``; every worker gets all of them.
+    b : array_like or dask.array.Array, optional
+        Bias ``(D,)``.
+    stride, padding, output_padding, dilation, groups, strategy
+        As in `nhwconv.conv_transpose2d`.
+
+    Returns
+    -------
+    dask.array.Array
+        ``(N, OH, OW, D)``, chunked as x is.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv_transpose2d`, now rather than in a worker; and ValueError where x is chunked over
+        another axis.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np, nhwconv.dask
+    >>> x = da.ones((64, 14, 14, 32), chunks=(16, -1, -1, -1))
+    >>> nhwconv.dask.conv_transpose2d(x, np.ones((32, 2, 2, 16)), stride=2).shape
+    (64, 28, 28, 16)
+    """
+    return _forward(
+        transposed.conv_transpose2d, x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        strategy=strategy, output_padding=output_padding,
+    )  # fmt: skip
+
+
+def conv_transpose2d_backward(
+    x: da.Array,
+    w: Weights,
+    dy: da.Array,
+    *,
+    needs: Iterable[str] = ("dx", "dw", "db"),
+    stride: Size = 1,
+    padding: Padding = 0,
+    output_padding: Size | None = None,
+    dilation: Size = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+) -> Gradients:
+    """Return the gradients of a transposed convolution's input, weights and bias, not computed yet.
+
+    Parameters
+    ----------
+    x : dask.array.Array
+        Images ``(N, H, W, C)``, chunked over N alone, in chunks whose sizes may be unknown.
+    w : array_like or dask.array.Array
+        Kernels ``(C, KH, KW, D/groups)``.
+    dy : dask.array.Array
+        Gradient of the output ``(N, OH, OW, D)``, chunked as in `conv2d_backward`.
+    needs : iterable of {"dx", "dw", "db"}
+        Which gradients to return.
+    stride, padding, output_padding, dilation, groups, strategy
+        As in `nhwconv.conv_transpose2d`.
+
+    Returns
+    -------
+    Gradients
+        ``(dx, dw, db)``, as from `conv2d_backward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv_transpose2d_backward`, now rather than in a worker; and ValueError where x is chunked
+        over another axis.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np, nhwconv.dask
+    >>> x, w = da.ones((64, 14, 14, 32), chunks=(16, -1, -1, -1)), np.ones((32, 2, 2, 16))
+    >>> y = nhwconv.dask.conv_transpose2d(x, w, stride=2)
+    >>> [g.shape for g in nhwconv.dask.conv_transpose2d_backward(x, w, y, stride=2)]
+    [(64, 14, 14, 32), (32, 2, 2, 16), (16,)]
+    """
+    return _backward(
+        transposed.conv_transpose2d_backward, x, w, dy, needs, stride=stride, padding=padding, dilation=dilation,
+        groups=groups, strategy=strategy, output_padding=output_padding,
+    )  # fmt: skip
+
+
+def conv1d(
+    x: da.Array,
+    w: Weights,
+    b: Weights | None = None,
+    *,
+    stride: int = 1,
+    padding: one_dimension.Padding = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+) -> da.Array:
+    """Convolve a batch of sequences with D kernels and add a bias, block by block.
+
+    Parameters
+    ----------
+    x : dask.array.Array
+        Sequences ``(N, L, C)``, chunked over N alone, in chunks whose sizes may be unknown.
+    w : array_like or dask.array.Array
+        Kernels ``(D, K, C/groups)``; every worker gets all of them.
+    b : array_like or dask.array.Array, optional
+        Bias ``(D,)``.
+    stride, padding, dilation, groups, strategy
+        As in `nhwconv.conv1d`.
+
+    Returns
+    -------
+    dask.array.Array
+        ``(N, OL, D)``, chunked as x is.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv1d`, now rather than in a worker; and ValueError where x is chunked over
+        another axis.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np, nhwconv.dask
+    >>> x = da.ones((64, 100, 3), chunks=(16, -1, -1))
+    >>> nhwconv.dask.conv1d(x, np.ones((16, 5, 3)), padding="same").shape
+    (64, 100, 16)
+    """
+    return _forward(
+        one_dimension.conv1d, x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        strategy=strategy,
+    )  # fmt: skip
+
+
+def conv1d_backward(
+    x: da.Array,
+    w: Weights,
+    dy: da.Array,
+    *,
+    needs: Iterable[str] = ("dx", "dw", "db"),
+    stride: int = 1,
+    padding: one_dimension.Padding = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+) -> Gradients:
+    """Return the gradients of a one-dimensional convolution's input, weights and bias, not computed yet.
+
+    Parameters
+    ----------
+    x : dask.array.Array
+        Sequences ``(N, L, C)``, chunked over N alone, in chunks whose sizes may be unknown.
+    w : array_like or dask.array.Array
+        Kernels ``(D, K, C/groups)``.
+    dy : dask.array.Array
+        Gradient of the output ``(N, OL, D)``, chunked as in `conv2d_backward`.
+    needs : iterable of {"dx", "dw", "db"}
+        Which gradients to return.
+    stride, padding, dilation, groups, strategy
+        As in `nhwconv.conv1d`.
+
+    Returns
+    -------
+    Gradients
+        ``(dx, dw, db)``, as from `conv2d_backward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv1d_backward`, now rather than in a worker; and ValueError where x is chunked
+        over another axis.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np, nhwconv.dask
+    >>> x, w = da.ones((64, 100, 3), chunks=(16, -1, -1)), np.ones((16, 5, 3))
+    >>> [g.shape for g in nhwconv.dask.conv1d_backward(x, w, nhwconv.dask.conv1d(x, w))]
+    [(64, 100, 3), (16, 5, 3), (16,)]
+    """
+    return _backward(
+        one_dimension.conv1d_backward, x, w, dy, needs, stride=stride, padding=padding, dilation=dilation,
+        groups=groups, strategy=strategy,
+    )  # fmt: skip
+
+
+def conv_transpose1d(
+    x: da.Array,
+    w: Weights,
+    b: Weights | None = None,
+    *,
+    stride: int = 1,
+    padding: one_dimension.Padding = 0,
+    output_padding: int | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+) -> da.Array:
+    """Convolve a batch of sequences by the transpose of a convolution and add a bias, block by block.
+
+    Parameters
+    ----------
+    x : dask.array.Array
+        Sequences ``(N, L, C)``, chunked over N alone, in chunks whose sizes may be unknown.
+    w : array_like or dask.array.Array
+        Kernels ``(C, K, D/groups)``; every worker gets all of them.
+    b : array_like or dask.array.Array, optional
+        Bias ``(D,)``.
+    stride, padding, output_padding, dilation, groups, strategy
+        As in `nhwconv.conv_transpose1d`.
+
+    Returns
+    -------
+    dask.array.Array
+        ``(N, OL, D)``, chunked as x is.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv_transpose1d`, now rather than in a worker; and ValueError where x is chunked over
+        another axis.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np, nhwconv.dask
+    >>> x = da.ones((64, 100, 16), chunks=(16, -1, -1))
+    >>> nhwconv.dask.conv_transpose1d(x, np.ones((16, 4, 3)), stride=2, padding=1).shape
+    (64, 200, 3)
+    """
+    return _forward(
+        one_dimension.conv_transpose1d, x, w, b, stride=stride, padding=padding, dilation=dilation, groups=groups,
+        strategy=strategy, output_padding=output_padding,
+    )  # fmt: skip
+
+
+def conv_transpose1d_backward(
+    x: da.Array,
+    w: Weights,
+    dy: da.Array,
+    *,
+    needs: Iterable[str] = ("dx", "dw", "db"),
+    stride: int = 1,
+    padding: one_dimension.Padding = 0,
+    output_padding: int | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+    strategy: StrategyName = "auto",
+) -> Gradients:
+    """Return the gradients of `conv_transpose1d`'s input, weights and bias, not computed yet.
+
+    Parameters
+    ----------
+    x : dask.array.Array
+        Sequences ``(N, L, C)``, chunked over N alone, in chunks whose sizes may be unknown.
+    w : array_like or dask.array.Array
+        Kernels ``(C, K, D/groups)``.
+    dy : dask.array.Array
+        Gradient of the output ``(N, OL, D)``, chunked as in `conv2d_backward`.
+    needs : iterable of {"dx", "dw", "db"}
+        Which gradients to return.
+    stride, padding, output_padding, dilation, groups, strategy
+        As in `nhwconv.conv_transpose1d`.
+
+    Returns
+    -------
+    Gradients
+        ``(dx, dw, db)``, as from `conv2d_backward`.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Those of `nhwconv.conv_transpose1d_backward`, now rather than in a worker; and ValueError where x is chunked
+        over another axis.
+
+    Examples
+    --------
+    >>> import dask.array as da, numpy as np, nhwconv.dask
+    >>> x, w = da.ones((64, 100, 16), chunks=(16, -1, -1)), np.ones((16, 4, 3))
+    >>> y = nhwconv.dask.conv_transpose1d(x, w, stride=2)
+    >>> [g.shape for g in nhwconv.dask.conv_transpose1d_backward(x, w, y, stride=2)]
+    [(64, 100, 16), (16, 4, 3), (3,)]
+    """
+    return _backward(
+        one_dimension.conv_transpose1d_backward, x, w, dy, needs, stride=stride, padding=padding, dilation=dilation,
+        groups=groups, strategy=strategy, output_padding=output_padding,
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------- arguments
 
 
-def _check_array(name: str, array: Any) -> None:
+_AXES = {3: "three", 4: "four"}
+
+
+def _rank_of(function: Callable[..., Any]) -> int:
+    return 3 if "1d" in function.__name__ else 4
+
+
+def _check_array(name: str, array: Any, rank: int) -> None:
     if not isinstance(array, da.Array):
         checks.fail(f"{name} is of type {type(array).__name__}, expected a dask.array.Array", TypeError)
-    if array.ndim != 4:
-        checks.fail(f"{name} has shape {array.shape}, expected four axes, samples first")
+    if array.ndim != rank:
+        checks.fail(f"{name} has shape {array.shape}, expected {_AXES[rank]} axes, samples first")
 
 
-def _check_chunks(name: str, array: Any) -> None:
-    _check_array(name, array)
-    if array.numblocks[1:] != (1, 1, 1):
+def _check_chunks(name: str, array: Any, rank: int) -> None:
+    _check_array(name, array, rank)
+    if any(count != 1 for count in array.numblocks[1:]):
         checks.fail(
             f"{name} has {array.numblocks} blocks, expected all of them along the first axis; "
-            f"use {name}.rechunk(('auto', -1, -1, -1))",
+            f"use {name}.rechunk({('auto', *(-1,) * (rank - 1))})",
         )
 
 
@@ -177,21 +480,69 @@ def _whole(name: str, value: Any) -> Any:
 
 def _chunked_like(dy: da.Array, x: da.Array) -> da.Array:
     """Return dy in chunks of as many samples as x's have; sizes that are not known yet are taken to be."""
+    whole = dict.fromkeys(range(1, dy.ndim), -1)
     if not np.isnan([dy.shape[0], x.shape[0]]).any():
         if dy.shape[0] != x.shape[0]:
             checks.fail(f"dy has {dy.shape[0]} samples, but x has {x.shape[0]}")
-        return dy.rechunk((x.chunks[0], -1, -1, -1))
+        return dy.rechunk({0: x.chunks[0], **whole})
     if dy.numblocks[0] != x.numblocks[0]:
         checks.fail(
             f"dy has {dy.numblocks[0]} chunks of samples, but x has {x.numblocks[0]}, and not all of their sizes are "
             "known, so they cannot be matched; use compute_chunk_sizes()",
         )
-    dy = dy.rechunk({1: -1, 2: -1, 3: -1})
+    dy = dy.rechunk(whole)
     # Said to be of one size, or Dask would not put the blocks of the two side by side.
     return da.Array(dy.dask, dy.name, (x.chunks[0], *dy.chunks[1:]), meta=dy)
 
 
 # ------------------------------------------------------------------------------------------------ graphs
+
+
+def _forward(function: Callable[..., Array], x: Any, w: Any, b: Any, **options: Any) -> da.Array:
+    """Apply a convolution of nhwconv's to each block of samples."""
+    with words_of(function.__name__):
+        w, b = _whole("w", w), None if b is None else _whole("b", b)
+        _check_chunks("x", x, _rank_of(function))
+        y = function(no_samples(x), stand_in(w), None if b is None else stand_in(b), **options)
+    return _map(function, x, shape=y.shape[1:], dtype=y.dtype, whole=(w,) if b is None else (w, b), **options)
+
+
+def _backward(
+    function: Callable[..., Gradients], x: Any, w: Any, dy: Any, needs: Iterable[str], **options: Any
+) -> Gradients:
+    """Put together the gradients that a backward function of nhwconv's gives for each block of samples."""
+    with words_of(function.__name__):
+        w, needs = _whole("w", w), (needs,) if isinstance(needs, str) else tuple(needs)
+        _check_chunks("x", x, _rank_of(function))
+        _check_array("dy", dy, x.ndim)
+        checked = function(no_samples(x), stand_in(w), no_samples(dy), needs=needs, **options)
+        dy = _chunked_like(dy, x)
+    absent = {"x": (x.shape[1:], x.dtype), "w": (w.shape, w.dtype)}
+    options |= {"of": function, "absent": absent}
+    dx = dw = db = None
+    if checked.dx is not None:
+        more: Any = {"takes": ("dy", "w"), "need": "dx", **options}
+        dx = _map(_gradient, dy, shape=x.shape[1:], dtype=checked.dx.dtype, whole=(w,), **more)
+    if checked.dw is not None:
+        more = {"takes": ("x", "dy"), "need": "dw", **options}
+        dw = _sum(_gradient, x, dy, shape=w.shape, dtype=checked.dw.dtype, **more)
+    if checked.db is not None:
+        more = {"takes": ("dy",), "need": "db", **options}
+        db = _sum(_gradient, dy, shape=checked.db.shape, dtype=checked.db.dtype, **more)
+    return Gradients(dx, dw, db)
+
+
+def _gradient(
+    *arrays: Array, of: Callable[..., Gradients], takes: tuple[str, ...], need: str, absent: dict[str, Any],
+    **options: Any,
+) -> Array:  # fmt: skip
+    """Return one gradient of a block; what it does not depend on is memory that nobody reads or writes."""
+    given = dict(zip(takes, arrays, strict=True))
+    for name, (shape, dtype) in absent.items():
+        if name not in given:
+            given[name] = np.empty((len(given["dy"]), *shape) if name == "x" else shape, dtype)
+    gradient: Array = getattr(of(**given, needs=need, **options), need)
+    return gradient
 
 
 def _map(
@@ -201,7 +552,7 @@ def _map(
     """Apply a function to each block of samples; the arrays in `whole` go to all of them."""
     chunks = (x.chunks[0], *((size,) for size in shape))
     whole = tuple(_in_one_task(array) for array in whole)
-    return x.map_blocks(_block, function=function, whole=whole, chunks=chunks, meta=_meta(4, dtype), **options)
+    return x.map_blocks(_block, function=function, whole=whole, chunks=chunks, meta=_meta(x.ndim, dtype), **options)
 
 
 def _sum(
@@ -210,7 +561,8 @@ def _sum(
     """Add up a function's results for all blocks of samples, in a tree."""
     chunks = ((1,) * arrays[0].numblocks[0], *((size,) for size in shape))
     # Each part gets an axis in front, along which the parts are the blocks of an array.
-    axes = {"new_axis": [4]} if len(shape) == 4 else {"drop_axis": [2, 3]}
+    rank = arrays[0].ndim
+    axes = {"new_axis": [rank]} if len(shape) == rank else {"drop_axis": [*range(2, rank)]}
     meta = _meta(1 + len(shape), dtype)
     parts = da.map_blocks(_part, *arrays, function=function, chunks=chunks, meta=meta, **axes, **options)
     return parts.sum(0, dtype=np.promote_types(dtype, np.float32), split_every=4).astype(dtype)

@@ -81,7 +81,8 @@ def conv2d(
     w_layout : {"OHWI", "HWIO"}, optional
         "HWIO": w is ``(KH, KW, C/groups, D)``, as TensorFlow, Keras and Flax have it. Bits are those of "OHWI".
     strategy : str or tuple of str
-        A name from `strategies`, a tuple of names to choose from, or "auto".
+        A name from `strategies`, a tuple of names to choose from, or "auto". Floats that hold integers are summed
+        exactly by ``("depthwise", "loop")``, up to 2^24 in float32; "auto" may take Winograd, which rounds.
     out : ndarray, optional
         Where the result goes: of its shape and dtype, C-contiguous, writable, apart from the inputs.
 

@@ -57,6 +57,64 @@ def test_results_are_nhwconvs(case: Case, chunk: int, dtype: Any) -> None:
     assert_close(db, data.dy.astype(np.float64).sum((0, 1, 2)), absolute, length, "tensordot", "db")
 
 
+#: Of each other convolution: the shapes of its arrays, and its options.
+OTHERS = {
+    "conv1d": ((10, 13, 6), (8, 3, 3), {"stride": 2, "padding": (2, 1), "groups": 2}),
+    "conv_transpose2d": (
+        (10, 5, 4, 6), (6, 3, 2, 4), {"stride": (2, 1), "padding": 1, "output_padding": (1, 0), "groups": 2},
+    ),
+    "conv_transpose1d": ((10, 7, 6), (6, 4, 4), {"stride": 3, "padding": (1, 0), "output_padding": 2, "groups": 2}),
+}  # fmt: skip
+
+
+def whole_numbers(*shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """Return arrays whose sums are exact in any order."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(-3, 4, shape).astype(np.float32) for shape in shapes]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_convolutions_are_nhwconvs(name: str, known: bool) -> None:
+    x_shape, w_shape, options = OTHERS[name]
+    options = {**options, "strategy": ("depthwise", "loop")}
+    d = w_shape[0] if name == "conv1d" else w_shape[-1] * options["groups"]
+    keep = np.arange(x_shape[0]) % 3 != 0
+    x, w, b = whole_numbers(x_shape, w_shape, (d,))
+    expected = getattr(nc, name)(x[keep], w, b, **options)
+    (dy,) = whole_numbers((x_shape[0], *expected.shape[1:]))
+    gradients = getattr(nc, f"{name}_backward")(x[keep], w, dy[keep], **options)
+    lazy_x, lazy_dy = chosen(x, keep, known), chosen(dy, keep, known)
+    y = getattr(nc.dask, name)(lazy_x, w, b, **options)
+    g = getattr(nc.dask, f"{name}_backward")(lazy_x, w, lazy_dy, **options)
+    np.testing.assert_array_equal([y.chunks[0], g.dx.chunks[0]], [lazy_x.chunks[0]] * 2)  # which takes NaN for NaN
+    assert y.shape[1:] == expected.shape[1:]
+    assert [a.shape for a in g[1:]] == [a.shape for a in gradients[1:]]
+    for found, right in zip(dask.compute(y, *g), (expected, *gradients), strict=True):
+        assert found.dtype == right.dtype
+        np.testing.assert_array_equal(found, right)
+
+
+def test_each_gradient_reads_what_it_depends_on() -> None:
+    """Chunks of x cannot be computed: dx and db are."""
+    x = da.ones((4, 5, 5, 3), chunks=(2, -1, -1, -1)).map_blocks(lambda block: 1 / 0, meta=np.empty((0,) * 4))
+    w, dy = np.ones((4, 3, 3, 3)), da.ones((4, 3, 3, 4), chunks=(2, -1, -1, -1))
+    g = nc.dask.conv2d_backward(x, w, dy)
+    dx, db = dask.compute(g.dx, g.db)
+    np.testing.assert_array_equal(dx, nc.conv2d_input_grad(dy.compute(), w))
+    np.testing.assert_array_equal(db, np.full(4, 36))
+    with pytest.raises(ZeroDivisionError):
+        g.dw.compute()
+
+
+def test_dtypes_meet_as_they_do_in_numpy() -> None:
+    x, w, dy = whole_numbers((4, 5, 5, 3), (4, 3, 3, 3), (4, 3, 3, 4))
+    x = x.astype(np.float64)
+    lazy = [da.from_array(a, chunks=(2, -1, -1, -1)) for a in (x, dy)]
+    for found, right in zip(nc.dask.conv2d_backward(lazy[0], w, lazy[1]), nc.conv2d_backward(x, w, dy), strict=True):
+        assert found.dtype == found.compute().dtype == right.dtype == np.float64
+
+
 def test_weights_may_be_dask_arrays_and_needs_are_kept() -> None:
     case = CASES[0]
     data = draw_data(case, np.float64)
@@ -104,6 +162,22 @@ def test_errors_come_before_any_work(change: dict[str, Any], message: str) -> No
         nc.dask.conv2d_backward(**arguments, dy=da.ones((2, 3, 3, 4), chunks=(1, -1, -1, -1)))
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_errors_of_other_convolutions_are_in_their_words(name: str) -> None:
+    x_shape, w_shape, _ = OTHERS[name]
+    x, w = da.ones(x_shape, chunks={0: 5}), np.ones(w_shape)
+    rank = len(x_shape)
+    axes, auto = {3: "three", 4: "four"}[rank], r"\('auto'" + (rank - 1) * ", -1" + r"\)"
+    for function, more in ((name, ()), (f"{name}_backward", (x,))):
+        call = getattr(nc.dask, function)
+        with pytest.raises(ValueError, match=rf"^{function}: x has shape .*, expected {axes}"):
+            call(x[0], w, *more)
+        with pytest.raises(ValueError, match=rf"^{function}: x has .* blocks, .*rechunk\({auto}\)"):
+            call(x.rechunk(2), w, *more)
+        with pytest.raises(ValueError, match=rf"^{function}: stride is 0"):
+            call(x, w, *more, stride=0)
+
+
 def test_dy_must_have_as_many_samples() -> None:
     x, dy = da.ones((2, 5, 5, 3), chunks=(1, -1, -1, -1)), da.ones((3, 3, 3, 4), chunks=(1, -1, -1, -1))
     with pytest.raises(ValueError, match=r"^conv2d_backward: dy has 3 samples, but x has 2"):
@@ -116,10 +190,8 @@ def test_dy_must_have_as_many_samples() -> None:
 def chosen(array: np.ndarray, keep: np.ndarray, known: bool) -> da.Array:
     """Return the kept samples of an array, in blocks of what is kept of every four."""
     if not known:
-        return da.from_array(array, chunks=(4, -1, -1, -1))[da.from_array(keep, chunks=4)]
-    return da.from_array(
-        array[keep], chunks=(tuple(int(keep[i : i + 4].sum()) for i in range(0, len(keep), 4)), -1, -1, -1)
-    )
+        return da.from_array(array, chunks={0: 4})[da.from_array(keep, chunks=4)]
+    return da.from_array(array[keep], chunks={0: tuple(int(keep[i : i + 4].sum()) for i in range(0, len(keep), 4))})
 
 
 @pytest.mark.parametrize(("x_known", "dy_known"), [(False, False), (True, False), (False, True)])
@@ -146,7 +218,7 @@ def test_chunks_of_unknown_sizes_that_differ() -> None:
     with pytest.raises(ValueError, match=r"^conv2d_backward: dy has 1 chunks of samples, but x has 3, and not all of"):
         nc.dask.conv2d_backward(x, data.w, da.from_array(data.dy), **case.options)
     g = nc.dask.conv2d_backward(x, data.w, chosen(data.dy, ~keep, known=False), **case.options)
-    with pytest.raises(ValueError, match=r"^conv2d_weight_grad: dy has shape"):
+    with pytest.raises(ValueError, match=r"^conv2d_backward: dy has shape"):
         dask.compute(g.dw)
 
 

@@ -363,6 +363,24 @@ def test_quantisation_finds_its_layers(training: bool) -> None:
     assert results[0][1] is torch.ao.nn.quantized.Conv2d
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("names", [["1", "2", "3"], ["1", "2"]])
+def test_layers_are_fused_for_quantisation(names: list[str], training: bool) -> None:
+    import torch.ao.quantization as quantization
+
+    results = []
+    for replace in (False, True):
+        model = quantisable().train(training)
+        if replace:
+            assert replace_conv(model) == ["1"]
+        fuse = quantization.fuse_modules_qat if training else quantization.fuse_modules
+        fused = fuse(model, [names])
+        results.append(([type(layer) for layer in fused.modules()], fused(images().float())))
+    assert results[0][0] == results[1][0]
+    torch.testing.assert_close(results[0][1], results[1][1])
+
+
 def test_averaged_models() -> None:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

@@ -167,6 +167,12 @@ def test_a_child_forked_while_another_thread_compiles_can_compile(place):
     assert child.run(code, NHWCONV_CACHE_DIR=place) == "done\n"  # an empty cache: both have something to compile
 
 
+def test_first_calls_under_gevent(place):
+    """In its pool of threads, in greenlets, and in what it makes of Python's threads, whose locks are its own."""
+    code = "from gevent import monkey; monkey.patch_all(); import faults; faults.first_calls_under_gevent()"
+    assert child.run(code, NHWCONV_CACHE_DIR=place, NUMBA_NUM_THREADS=2) == "done\n"  # an empty cache
+
+
 @each_layer
 def test_calls_after_ctrl_c_are_right(layer):
     """Calls interrupted at random moments: the next one has the right bits, and may launch in parallel."""

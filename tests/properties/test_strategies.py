@@ -1,5 +1,6 @@
 """Every strategy of the registry computes every pass of every convolution, as the oracle has it."""
 
+import math
 import re
 from dataclasses import replace
 from itertools import product
@@ -16,6 +17,7 @@ from cases import (
     DTYPES,
     PASSES,
     Case,
+    Data,
     cases,
     data_of,
     draw_data,
@@ -175,6 +177,27 @@ def test_any_convolution(dtype, pass_, case, seed):
         out = np.full(shape, np.nan, dtype)
         got = check(case, dtype, data, expected, pass_, strategy, out=out)
         assert got is None or got is out
+
+
+INTEGERS = (
+    Case(n=2, h=9, w=11, c=64, d=64, padding=PAD1),
+    Case(n=2, h=9, w=11, c=16, d=16, groups=16, padding=PAD1),
+    Case(n=4, h=30, w=31, c=3, d=5, kh=5, kw=5, stride=(2, 1)),
+)
+
+
+@pytest.mark.parametrize("pass_", PASSES)
+@pytest.mark.parametrize("case", INTEGERS, ids=str)
+def test_floats_that_hold_integers_are_summed_exactly(case, pass_):
+    """Up to 2^24, as far as float32 has all integers, by what the documents name for it."""
+    most = math.isqrt(2**24 // case.length(pass_))
+    rng = np.random.default_rng(0)
+    shapes = [array.shape for array in data_of(case, np.float32)]
+    for least in (0, -most, most):  # the last ones give sums of almost 2^24
+        data = Data(*(rng.integers(least, most, shape, endpoint=True).astype(np.float32) for shape in shapes))
+        got = run(case, data, pass_, ("depthwise", "loop"))
+        np.testing.assert_array_equal(got, exact(case, data, pass_)[0])
+    assert 2**23 < got.max() <= 2**24
 
 
 @pytest.mark.parametrize("strategy", [name for name in REGISTRY if name in DIRECT])

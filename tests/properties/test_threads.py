@@ -132,6 +132,15 @@ def test_a_child_forked_in_the_middle_of_a_call_computes(layer):
     assert child.run(code, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=2).split() == ["done"]
 
 
+def test_a_number_of_threads_that_is_set_after_the_import(tmp_path):
+    """Numba looks at the environment whenever it compiles, and refuses another number once threads have started."""
+    code = (
+        "import os, threaded\nos.environ['NUMBA_NUM_THREADS'] = '1'\nthreaded.check(threaded.SMALL)\nprint('right')\n"
+    )
+    for _ in range(2):  # nothing compiled, and all of it
+        assert child.run(code, NHWCONV_CACHE_DIR=tmp_path, NUMBA_NUM_THREADS=2) == "right\n"
+
+
 def test_set_num_threads_is_respected(monkeypatch):
     """Programs get as many workers as Numba's setting says, and one where the problem is tiny."""
     import numba

@@ -1,5 +1,6 @@
 """Compiling: what Numba is relied on for, bodies, threads of their own, interrupts, quiet."""
 
+import _thread
 import ctypes
 import logging
 import signal
@@ -225,7 +226,7 @@ def test_errors_of_the_compiler_are_raised():
 
 def test_what_is_part_of_a_compilation_does_not_wait_for_it(monkeypatch):
     """A thread that holds the compiler's lock compiles by itself: another would wait for it, and it for the other."""
-    monkeypatch.delattr(jit, "_Compilation")
+    monkeypatch.delattr(jit, "Aside")
     with jit.compiler_lock:
         assert jit.shielded(where) is threading.main_thread()
 
@@ -237,7 +238,7 @@ def test_without_threads_the_caller_compiles(monkeypatch):
         raise RuntimeError("can't start new thread at interpreter shutdown")
 
     before = threading.stack_size()
-    monkeypatch.setattr(jit._Compilation, "start", refused)
+    monkeypatch.setattr(_thread, "start_new_thread", refused)
     assert jit.shielded(where) is threading.main_thread()
     assert threading.stack_size() == before
 

@@ -115,6 +115,31 @@ def interrupted_calls(seconds: str) -> None:
     print(count)
 
 
+def first_calls_under_gevent() -> None:
+    """Call for the first time, at once, in all that gevent has in the place of threads; check all bits."""
+    import gevent
+
+    jobs = [(threaded.SMALL, pass_) for pass_ in PASSES]
+    found: list[Any] = []
+
+    def call(job: Any) -> None:
+        gevent.sleep(0)  # all of them have begun
+        found.append((job, threaded.bits_of(*job)))
+
+    pool = gevent.get_hub().threadpool
+    waiting = [start(call, job) for start in (pool.spawn, gevent.spawn) for job in jobs]
+    threads = [threading.Thread(target=call, args=(job,)) for job in jobs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for each in waiting:
+        each.get()
+    assert len(found) == 3 * len(jobs)
+    assert len(set(found)) == len(jobs)
+    print("done")
+
+
 def calls_in_signal_handlers(seconds: str) -> None:
     """Call in a signal's handler, at random moments of other calls, some of them of another thread; check all bits."""
     threaded.load_tbb()

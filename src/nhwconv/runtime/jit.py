@@ -16,9 +16,7 @@ import ctypes
 import hashlib
 import logging
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -30,10 +28,10 @@ from numba.core.caching import CompileResultCacheImpl, FunctionCache
 from numba.core.ccallback import CFunc
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.serialize import dumps
 from numba.extending import intrinsic, register_jitable
 
+from .aside import Aside, compiler_lock
 from .machine import target
 from .objects import load
 from .store import Store, cache_folder
@@ -52,47 +50,11 @@ OPTIONS: dict[str, Any] = {
 #: Bytes of the stack of a thread that compiles: Numba recurses deeply, and callers' threads may have little.
 STACK = 64 * 2**20
 
-#: Held by whoever compiles, with Numba or with llvmlite alone.
-compiler_lock = global_compiler_lock
-
 
 def disabled() -> bool:
     """Return whether NUMBA_DISABLE_JIT keeps everything from being compiled."""
     config: Any = numba.config
     return bool(config.DISABLE_JIT)
-
-
-class _Compilation(threading.Thread):
-    """A thread that compiles, with a stack that is large enough; its result, or what it raised, is kept."""
-
-    def __init__(self, compiling: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        super().__init__(name="nhwconv compiles", daemon=True)
-        self._compiling, self._arguments = compiling, arguments
-        self._result: Any = None
-        self._error: BaseException | None = None
-
-    def begin(self) -> None:
-        """Start, with a stack of its own size; the setting of other threads is what it was."""
-        with compiler_lock:  # the setting is the process's: one thread after another changes it
-            before = threading.stack_size(STACK)
-            try:
-                self.start()
-            finally:
-                threading.stack_size(before)
-
-    def run(self) -> None:
-        try:
-            with _quiet():
-                self._result = self._compiling(*self._arguments)
-        except BaseException as error:  # raised in the thread that waits
-            self._error = error
-
-    def result(self) -> Any:
-        """Wait; return what was compiled."""
-        self.join()
-        if self._error is not None:
-            raise self._error
-        return self._result
 
 
 def shielded(compiling: Callable[..., Any], *arguments: Any) -> Any:
@@ -104,26 +66,24 @@ def shielded(compiling: Callable[..., Any], *arguments: Any) -> Any:
     """
     # What is part of a compilation (the lock is this thread's) would wait for it in another thread.
     if not compiler_lock.is_locked():
-        compilation = _Compilation(compiling, arguments)
+        compilation = Aside(_quietly, compiling, *arguments)
         try:
-            compilation.begin()
+            compilation.begin(STACK)
         except RuntimeError:  # no more threads: there are too many, or the program is ending
             pass
         else:
             return compilation.result()
-    with _quiet():
-        return compiling(*arguments)
+    return _quietly(compiling, *arguments)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold Numba's loggers at INFO: at DEBUG they print some 50,000 lines for one kernel."""
+def _quietly(compiling: Callable[..., Any], *arguments: Any) -> Any:
+    """Hold Numba's loggers at INFO meanwhile: at DEBUG they print some 50,000 lines for one kernel."""
     log = logging.getLogger("numba")
     before = log.level
     if log.getEffectiveLevel() < logging.INFO:
         log.setLevel(logging.INFO)
     try:
-        yield
+        return compiling(*arguments)
     finally:
         log.setLevel(before)
 

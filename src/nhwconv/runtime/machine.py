@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -16,8 +15,11 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 import numba
+from numba.core.config import reload_config
 from numba.core.registry import cpu_target
 from numba.np.ufunc import parallel
+
+from .aside import Aside
 
 __all__ = [
     "BYTES_A_CYCLE",
@@ -116,15 +118,17 @@ def threads() -> int:
     """Return the number of threads that a call uses now: Numba's, which `numba.set_num_threads` sets.
 
     They are started by the first call. OpenMP then sets its number of threads, which is PyTorch's too, for the thread
-    that starts them; so one does that ends at once.
+    that starts them; so one does that ends at once. Before it, Numba reads the environment anew, as it does whenever it
+    compiles: then it would refuse another number.
     """
     if not parallel._is_initialized:
-        starter = threading.Thread(target=numba.get_num_threads, name="nhwconv starts threads")
+        reload_config()
+        starter = Aside(numba.get_num_threads)
         try:
-            starter.start()
+            starter.begin()
         except RuntimeError:  # there are too many, or the program is ending
             return int(numba.get_num_threads())
-        starter.join()
+        starter.result()
     return int(numba.get_num_threads())
 
 

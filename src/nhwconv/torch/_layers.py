@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization.fuser_method_mappings import _DEFAULT_OP_LIST_TO_FUSER_METHOD as _FUSIONS
 from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
@@ -43,7 +44,7 @@ class _OnNhwconv:
     @qconfig.setter
     def qconfig(self, value: Any) -> None:
         if value is not None:
-            _change_class(self, _restored(type(self)))
+            _restore(self)
         self.__dict__["qconfig"] = value
 
 
@@ -304,6 +305,27 @@ def _change_class(layer: Any, new: type[nn.Module]) -> None:
     layer.__class__ = new
 
 
+def _restore(layer: Any) -> None:
+    """Make a layer PyTorch's again."""
+    _change_class(layer, _restored(_own_class(layer)))
+    layer.__dict__.pop("strategy", None)
+
+
+def _of_restored(fuse: Any) -> Any:
+    """Return what fuses a layer and those behind it for quantisation, which knows layers by their class."""
+
+    def fuse_restored(is_qat: bool, layer: nn.Module, *behind: nn.Module) -> Any:
+        _restore(layer)
+        return fuse(is_qat, layer, *behind)
+
+    return fuse_restored
+
+
+for _kinds, _fuse in tuple(_FUSIONS.items()):
+    if _kinds[0] in _TABLE:
+        _FUSIONS[_TABLE[_kinds[0]], *_kinds[1:]] = _of_restored(_fuse)
+
+
 class Replaced(list[str]):
     """The names of the layers that were changed, as in ``model.named_modules()``.
 
@@ -437,11 +459,11 @@ def _change(model: nn.Module, kinds: tuple[Any, ...], strategy: str | tuple[str,
             slow = left_of_layer(layer.groups, layer.weight.shape[1], str(layer.weight.dtype).removeprefix("torch."))
             if slow:
                 changed.partly[name] = "; ".join(slow.values())
-        _change_class(layer, (_replaced if ours else _restored)(_own_class(layer)))
         if ours:
+            _change_class(layer, _replaced(_own_class(layer)))
             layer.strategy = strategy
         else:
-            layer.__dict__.pop("strategy", None)
+            _restore(layer)
         changed.append(name)
     return changed
 
