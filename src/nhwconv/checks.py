@@ -98,6 +98,11 @@ def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype in NATIVE or dtype.name in ("float16", "float32", "float64", "bfloat16")
 
 
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype in native byte order: the object that NumPy's arrays have, so that `is` tells them alike."""
+    return np.dtype(dtype.type)
+
+
 def as_dtype(value: Any) -> np.dtype[Any]:
     """Return a dtype that nhwconv computes with, in native byte order."""
     try:
@@ -106,7 +111,7 @@ def as_dtype(value: Any) -> np.dtype[Any]:
         fail(f"dtype is {value!r}, expected {_DTYPES}", TypeError)
     if not _is_float(dtype):
         fail(f"dtype is {dtype}, expected {_DTYPES}", TypeError)
-    return dtype.newbyteorder("=")
+    return native(dtype)
 
 
 def as_input(name: str, value: Any) -> Array:
@@ -136,7 +141,7 @@ def as_planned(name: str, value: Any, shape: Shape, dtype: np.dtype[Any]) -> Arr
     array = as_input(name, value)
     if array.shape != shape:
         fail(f"{name} has shape {array.shape}, expected {shape}")
-    if array.dtype.newbyteorder("=") != dtype:
+    if native(array.dtype) != dtype:
         fail(f"{name} has dtype {array.dtype}, expected {dtype}", TypeError)
     return array
 
@@ -155,7 +160,7 @@ def common_dtype(**inputs: Array) -> np.dtype[Any]:
     if len(dtypes) == 1 and dtypes <= NATIVE:
         return dtypes.pop()
     try:
-        return np.result_type(*inputs.values()).newbyteorder("=")
+        return native(np.result_type(*inputs.values()))
     except np.exceptions.DTypePromotionError:
         each = ", ".join(f"{name} has {array.dtype}" for name, array in inputs.items())
         fail(f"NumPy has no common dtype for these ({each}); cast them to float32", TypeError)

@@ -215,7 +215,7 @@ def conv2d_bias_grad(
     with words_of("conv2d_bias_grad"):
         of = checks.as_layout(layout, None)
         dy, shape, program = check_bias_grad(dy, of, out, accumulate)
-        db = arrays.empty(shape, dy.dtype.newbyteorder("=")) if out is None else out
+        db = arrays.empty(shape, checks.native(dy.dtype)) if out is None else out
         if program is not None:
             planning.execute(program, dy=checks.prepare(dy, db.dtype, dy.shape), db=db)
         elif not accumulate:
