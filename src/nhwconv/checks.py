@@ -90,12 +90,17 @@ def words_of(function: str) -> Iterator[None]:
 _DTYPES = "float32, float64, float16 or bfloat16"
 
 
-#: Those that need no second look, and NumPy's own object for each; bfloat16 and other byte orders are known by name.
-NATIVE = {dtype: dtype for dtype in map(np.dtype, ("float16", "float32", "float64"))}
+#: Those that need no second look; bfloat16 and other byte orders are known by their name.
+NATIVE = frozenset(map(np.dtype, ("float16", "float32", "float64")))
 
 
 def _is_float(dtype: np.dtype[Any]) -> bool:
     return dtype in NATIVE or dtype.name in ("float16", "float32", "float64", "bfloat16")
+
+
+def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return a dtype in native byte order: the object that NumPy's arrays have, so that `is` tells them alike."""
+    return np.dtype(dtype.type)
 
 
 def as_dtype(value: Any) -> np.dtype[Any]:
@@ -107,12 +112,6 @@ def as_dtype(value: Any) -> np.dtype[Any]:
     if not _is_float(dtype):
         fail(f"dtype is {dtype}, expected {_DTYPES}", TypeError)
     return native(dtype)
-
-
-def native(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a dtype in native byte order, as the object that most arrays have: `is` takes a tenth of `==`."""
-    dtype = dtype.newbyteorder("=")
-    return NATIVE.get(dtype, dtype)
 
 
 def as_input(name: str, value: Any) -> Array:

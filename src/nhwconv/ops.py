@@ -579,9 +579,9 @@ def _known(of: Convolution, x: Any, w: Any, b: Any, strategy: Any, *options: Any
     key = of.name, x.shape, w.shape, x.dtype, strategy, options
     found: Plan | None = _calls.get(key)
     if found is None:
-        dtype = checks.NATIVE.get(x.dtype)
-        if dtype is None:
+        if x.dtype not in checks.NATIVE:
             return None
+        dtype = checks.native(x.dtype)
         with words_of(of.name):
             stride, padding, dilation, groups, output_padding = options
             checked = Options.of(stride, padding, dilation, groups, of.layout, output_padding)
@@ -601,9 +601,9 @@ def _known_backward(
     key = of.name, needs, x.shape, w.shape, x.dtype, strategy, options
     found: Backward | None = _calls.get(key)
     if found is None:
-        dtype = checks.NATIVE.get(x.dtype)
-        if dtype is None:
+        if x.dtype not in checks.NATIVE:
             return None
+        dtype = checks.native(x.dtype)
         with words_of(f"{of.name}_backward"):
             stride, padding, dilation, groups, output_padding = options
             checked = Options.of(stride, padding, dilation, groups, of.layout, output_padding)

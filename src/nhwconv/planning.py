@@ -201,10 +201,9 @@ class Plan:
             and second.shape == shapes[1]
             and (first.dtype is dtype or first.dtype == dtype)
             and (second.dtype is dtype or second.dtype == dtype)
-            and (first.flags.carray or _readable(first))
-            and (second.flags.carray or _readable(second))
-            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype == dtype))
-            and (b is None or b.flags.carray or _readable(b))
+            and _readable(first)
+            and _readable(second)
+            and (b is None or (type(b) is np.ndarray and b.shape == shapes[2] and b.dtype == dtype and _readable(b)))
         )
 
     def takes(self, out: Any, first: Array, second: Array, b: Array | None) -> bool:
@@ -295,9 +294,9 @@ _TRANSPOSED = ("dy", "w", "x", "y", "dw", "db")
 
 
 def _readable(array: Array) -> bool:
-    """Whether programs can read an array as it is; `carray`, which is asked sooner, is for those to be written, too."""
+    """Whether programs can read an array as it is; `carray`, of what can be written too, is the soonest answer."""
     flags = array.flags
-    return flags.c_contiguous and flags.aligned
+    return flags.carray or (flags.c_contiguous and flags.aligned)
 
 
 def _named(pairs: Iterable[tuple[str, Array | None]]) -> dict[str, Array]:
@@ -336,9 +335,9 @@ class Backward:
             and (x.dtype is dtype or x.dtype == dtype)
             and (w.dtype is dtype or w.dtype == dtype)
             and (dy.dtype is dtype or dy.dtype == dtype)
-            and (x.flags.carray or _readable(x))
-            and (w.flags.carray or _readable(w))
-            and (dy.flags.carray or _readable(dy))
+            and _readable(x)
+            and _readable(w)
+            and _readable(dy)
         )
 
     def run(self, x: Array, w: Array, dy: Array, dx: Any, dw: Any, db: Any, accumulate: bool = False) -> None:

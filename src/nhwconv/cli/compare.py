@@ -24,6 +24,36 @@ from .totals import totals
 
 __all__ = ["compare"]
 
+StrategyNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help=f"Strategies: {', '.join(REGISTRY)}. All by default.",
+        autocompletion=options.completion(REGISTRY),
+    ),
+]
+PeerNames = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help=f"Other libraries, each in a process of its own: {', '.join(PEERS)}.",
+        autocompletion=options.completion(PEERS),
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option("--threads", metavar="N", help="How many threads, BLAS's too; Numba's number by default."),
+]
+Cold = Annotated[
+    bool, typer.Option("--cold", help="Time calls as a network makes them, too: other arrays, and weights, each time.")
+]
+FirstCall = Annotated[
+    bool, typer.Option("--first-call", help="Make each first call in a new process with nothing compiled: slow.")
+]
+Report = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write an HTML page with plots as well; it needs no network.")
+]
+
 
 def compare(
     workloads: options.Workloads = None,
@@ -32,40 +62,16 @@ def compare(
     layers_from: options.LayersFrom = None,
     only: options.Only = "",
     passes: options.PassNames = None,
-    strategies: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help=f"Strategies: {', '.join(REGISTRY)}. All by default.",
-            autocompletion=options.completion(REGISTRY),
-        ),
-    ] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help=f"Other libraries, each in a process of its own: {', '.join(PEERS)}.",
-            autocompletion=options.completion(PEERS),
-        ),
-    ] = None,
+    strategies: StrategyNames = None,
+    against: PeerNames = None,
     dtype: options.DType = "float32",
-    number: Annotated[
-        int | None,
-        typer.Option("--threads", metavar="N", help="How many threads, BLAS's too; Numba's number by default."),
-    ] = None,
+    number: Threads = None,
     seconds: Annotated[float, typer.Option(help="How long to time each strategy on each layer.")] = 0.3,
-    cold: Annotated[
-        bool,
-        typer.Option("--cold", help="Time calls as a network makes them, too: other arrays, and weights, each time."),
-    ] = False,
-    first_call: Annotated[
-        bool, typer.Option("--first-call", help="Make each first call in a new process with nothing compiled: slow.")
-    ] = False,
+    cold: Cold = False,
+    first_call: FirstCall = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows to a JSON file as well.")] = None,
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the rows to a CSV file as well.")] = None,
-    report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write an HTML page with plots as well; it needs no network.")
-    ] = None,
+    report: Report = None,
 ) -> None:
     """Time strategies on layers of real networks, and check each against float64.
 

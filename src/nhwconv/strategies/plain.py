@@ -105,7 +105,16 @@ class Plain:
 
 def _loop(pass_: Pass, problem: ConvProblem, wanted: Wanted, *arrays: Array) -> None:
     (top, _), (left, _) = problem.padding
-    launch(*FORMS[pass_], wanted.workers, *arrays, problem.stride, problem.dilation, (top, left), problem.groups)
+    *inputs, result = arrays
+    options = problem.stride, problem.dilation, (top, left), problem.groups
+    launch(*FORMS[pass_], wanted.workers, *map(_as_read_only, inputs), result, *options)
+
+
+def _as_read_only(array: Array) -> Array:
+    """Return a view that Numba sees as one type, whether or not the caller may write to the array."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _forward(problem: ConvProblem, wanted: Wanted, x: Array, w: Array, y: Array, b: Array | None = None) -> None:

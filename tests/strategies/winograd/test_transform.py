@@ -115,3 +115,13 @@ def test_outputs_are_added_to(dtype):
             run(dtype, "output", form, x, (0, 6, 0, 6), kept, channels, rng.standard_normal(channels).astype(dtype))
             more = rng.standard_normal((4, 4, channels)).astype(dtype)
             run(dtype, "output", form, x, (0, 6, 0, 6), kept, channels, more)
+
+
+def test_forms_of_as_many_points_share_the_input_transform():
+    """So a weight gradient, and kernels of other sizes, compile one less; a single tap transforms nothing."""
+    forward, weight_grad, other, copied = (
+        transforms("float32", *form) for form in ((4, 3, 4, 3), (3, 4, 3, 4), (2, 5, 5, 2), (4, 3, 6, 1))
+    )
+    names = [found["input_transform"].name for found in (forward, weight_grad, other, copied)]
+    assert names[0] == names[1] == names[2] != names[3]
+    assert len({found["output_transform"].name for found in (forward, weight_grad, other, copied)}) == 4

@@ -19,7 +19,7 @@ from ...runtime.jit import device
 
 __all__ = ["Added", "Kept", "Tile", "Within", "nothing", "transform", "transforms"]
 
-OUTPUT = 2  # the place of A^T among a form's matrices
+INPUT, OUTPUT = 0, 2  # the places of B^T and A^T among a form's matrices
 
 
 class Tile(NamedTuple):
@@ -84,19 +84,26 @@ def transform(address, source, within, target, kept, channels, added):
 def transforms(dtype: str, mh: int, rh: int, mw: int, rw: int) -> dict[str, Native]:
     """Return the three transforms of F(mh, rh) x F(mw, rw)."""
     names = ("input", "weights", "output")
-    return {f"{name}_transform": _transform(dtype, which, mh, rh, mw, rw) for which, name in enumerate(names)}
+    return {f"{name}_transform": _transform(dtype, which, (mh, rh), (mw, rw)) for which, name in enumerate(names)}
 
 
-def _transform(dtype, which, mh, rh, mw, rw):
-    """Return one transform."""
+def _transform(dtype, which, high, wide):
+    """Return one transform, of F(*high) x F(*wide)."""
+    if which == INPUT:
+        high, wide = _same_input(*high), _same_input(*wide)
 
     def emit(module, name):
         from .points import matrices  # in fractions, which only who compiles needs
 
-        high, wide = matrices(mh, rh)[which], matrices(mw, rw)[which]
-        _Transform(module, name, dtype, high, wide, which == OUTPUT).emit()
+        _Transform(module, name, dtype, matrices(*high)[which], matrices(*wide)[which], which == OUTPUT).emit()
 
-    return native(f"nhwconv_transform_{dtype}_{('input', 'weights', 'output')[which]}_{mh}_{rh}_{mw}_{rw}", emit)
+    numbers = "_".join(map(str, (*high, *wide)))
+    return native(f"nhwconv_transform_{dtype}_{('input', 'weights', 'output')[which]}_{numbers}", emit)
+
+
+def _same_input(m, r):
+    """Return one of all forms with as many points, which have the same B^T: passes and kernel sizes share its code."""
+    return (1, m + r - 1) if r > 1 else (m, r)
 
 
 class _Transform:
