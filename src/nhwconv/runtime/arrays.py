@@ -147,7 +147,7 @@ class _Buffers:
 class _Scratch(_Buffers):
     """Buffers for as long as a call takes, for which any serves that is large enough.
 
-    So the calls of a thread share one, as large as the largest of them needs. One of each size took a seventh of the
+    So the calls of a thread share one, as large as the largest of them needs. One of each size took an eighth of the
     memory that training a network on contiguous tensors takes.
     """
 

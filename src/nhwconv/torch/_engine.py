@@ -334,7 +334,7 @@ class _Way:
         self._in_order = itemgetter(*order, len(named) + 1)
         self._programs: dict[int, Program] = {}
 
-    def run(self, *tensors: Tensor | None) -> None:
+    def run(self, tensors: tuple[Tensor | None, ...]) -> None:
         """Run the pass on its inputs and results."""
         if self._direct:
             self._run(tensors)
@@ -373,7 +373,8 @@ def forward(call: Call, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return _with_strides(pytorchs_forward(x, w, b, call.options), call.strides)
     y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype)
     if not call.empty:
-        call.forward(b is not None).run(x, w, b if b is None or b.is_contiguous() else b.contiguous(), y)
+        way = call.forward(b is not None)
+        way.run((x, w, b if b is None or b.is_contiguous() else b.contiguous(), y))
     return y
 
 
@@ -404,7 +405,7 @@ def _backward(
     db = torch.empty(call.shape[1], dtype=w.dtype) if needs[2] else None
     if call.empty:
         return dx, None if dw is None else dw.zero_(), None if db is None else db.zero_()
-    call.backward(needs, dy).run(x, w, dy, dx, dw, db)
+    call.backward(needs, dy).run((x, w, dy, dx, dw, db))
     return dx, dw, db
 
 

@@ -47,7 +47,10 @@ def _is_watched() -> bool:
 
 
 class _Eager(torch.autograd.Function):
-    """A convolution of plain tensors that nobody looks at."""
+    """A convolution of plain tensors that nobody looks at.
+
+    A profiler that is on sees each pass under the operator's name, with its tensors.
+    """
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
@@ -66,27 +69,22 @@ class _Eager(torch.autograd.Function):
         if torch.is_grad_enabled() or batched or not _is_plain(grad) or _is_watched() or torch.compiler.is_compiling():
             found = _operators.backward(call.kind, grad, input, weight, call.geometry, needs)
             return None, *(g if needed else None for g, needed in zip(found, needs, strict=True))
-        shown = grad, input, weight
-        name = call.kind.operator + "_backward"
-        return None, *_run(name, shown, _engine.backward, call, input, weight, grad, needs)
+        if torch.autograd._profiler_enabled():
+            with _Recorded(call.kind.operator + "_backward", [grad, input, weight], {}):
+                return None, *_engine.backward(call, input, weight, grad, needs)
+        return None, *_engine.backward(call, input, weight, grad, needs)
 
 
 #: `Function.apply` without what it does for `torch.func`, whose calls do not come here.
 _apply: Callable[..., Tensor] = super(torch.autograd.Function, _Eager).apply
 
 
-def _run(name: str, shown: Sequence[Tensor | None], function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a part of the engine; a profiler that is on sees it under the operator's name, with its tensors."""
-    if torch.autograd._profiler_enabled():
-        with _Recorded(name, list(shown), {}):
-            return function(*arguments)
-    return function(*arguments)
-
-
-def _forward(call: _engine.Call, *tensors: Tensor | None) -> Tensor:
+def _forward(call: _engine.Call, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Convolve, without autograd."""
-    y: Tensor = _run(call.kind.operator, tensors, _engine.forward, call, *tensors)
-    return y
+    if torch.autograd._profiler_enabled():
+        with _Recorded(call.kind.operator, [input, weight, bias], {}):
+            return _engine.forward(call, input, weight, bias)
+    return _engine.forward(call, input, weight, bias)
 
 
 def conv2d(
@@ -304,7 +302,7 @@ def _convolve(kind: Kind, strategy: Any, input: Any, weight: Any, bias: Any, *gi
         )
         return overridden
     options = (parse if compiling else options_for)(kind, given, strategy)
-    if torch.is_autocast_enabled("cpu"):
+    if _C._is_any_autocast_enabled() and torch.is_autocast_enabled("cpu"):
         options = "autocast is on"
     plain = not compiling and _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))
     if isinstance(options, str):
