@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALIGNMENT", "Array", "apart", "empty", "release", "scratch", "values_are_data"]
+__all__ = ["ALIGNMENT", "Array", "address", "apart", "empty", "release", "scratch", "values_are_data"]
 
 Array = npt.NDArray[Any]
 
@@ -42,6 +42,11 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if nbytes < REUSED_FROM:
         return np.empty(shape, dtype)
     return np.ndarray(shape, dtype, _buffers.take(nbytes))
+
+
+def address(array: Array) -> int:
+    """Return where an array's data is; `array.ctypes` imports something each time, which fails as Python ends."""
+    return int(array.__array_interface__["data"][0])
 
 
 def scratch(nbytes: int) -> Array:
@@ -111,7 +116,7 @@ class _Buffers:
         except MemoryError:
             self.clear()  # what is kept may be what is missing
             raw = np.empty(size + ALIGNMENT, _BYTE)
-        return _Buffer((size,), _BYTE, raw, -raw.ctypes.data % ALIGNMENT)
+        return _Buffer((size,), _BYTE, raw, -address(raw) % ALIGNMENT)
 
     def give_back(self, buffer: Any) -> None:
         """Keep a buffer for later; where there are too many, some of the size that has been known longest go."""
