@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
 
-__all__ = ["PASSES", "ConvProblem", "Pass", "Strip", "half", "output_size", "same_padding"]
+__all__ = ["PASSES", "ConvProblem", "Pass", "Strip", "half", "name_of", "output_size", "same_padding"]
 
 Pass = Literal["forward", "weight_grad", "input_grad"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
@@ -26,6 +26,12 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 def half(dtype: np.dtype[Any]) -> bool:
     """Return whether this is a half type, which is stored as it is and computed in float32."""
     return dtype.itemsize < 4
+
+
+@cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """Return a dtype's name; NumPy imports something to tell it, which it cannot do as Python ends."""
+    return dtype.name
 
 
 def output_size(size: int, kernel: int, stride: int, padding: tuple[int, int], dilation: int) -> int:
@@ -64,6 +70,11 @@ class ConvProblem:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     dtype: np.dtype = np.dtype(np.float32)  # noqa: RUF009 - a dtype is immutable
+
+    @property
+    def dtype_name(self) -> str:
+        """What the dtype is called."""
+        return name_of(self.dtype)
 
     @cached_property
     def _hash(self) -> int:
@@ -154,7 +165,7 @@ class ConvProblem:
         parts += [f"padding {pad}"] if pad != "0" else []
         parts += [f"dilation {pair(self.dilation)}"] if self.dilation != (1, 1) else []
         parts += [f"groups {self.groups}"] if self.groups != 1 else []
-        return f"{', '.join(parts)}, {self.dtype.name}"
+        return f"{', '.join(parts)}, {self.dtype_name}"
 
     def strips(self, pass_: Pass, limit: int) -> Iterator[Strip]:
         """Cut a pass into smaller problems of about `limit` elements of x and y each.

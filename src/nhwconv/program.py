@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .problem import ConvProblem, Pass
+from .runtime import arrays
 from .runtime.jit import Body
 from .runtime.records import Record, pack
 from .runtime.tasks import COUNTERS_APART
@@ -229,7 +230,7 @@ class Program:
     @cached_property
     def address(self) -> int:
         """Where the program's image is, as the executor reads it."""
-        return int(self.image(self.behind_header).ctypes.data)
+        return arrays.address(self.image(self.behind_header))
 
     @cached_property
     def behind_header(self) -> tuple[int, ...]:
@@ -251,7 +252,7 @@ class Program:
             for step in steps:
                 assert isinstance(step, Step)
                 workers = max(1, min(self.workers, step.tasks))
-                numbers += [step.body.address, step.geometry.ctypes.data, step.tasks, workers, len(step.places)]
+                numbers += [step.body.address, arrays.address(step.geometry), step.tasks, workers, len(step.places)]
                 for place in step.places:
                     numbers += [slots[place.source], place.offset]
             found = self._images[offsets, only] = np.array(numbers, np.int64)

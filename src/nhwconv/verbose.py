@@ -64,7 +64,7 @@ def line(ran: Mapping[Pass, str], problem: ConvProblem, seconds: float) -> str:
     'nhwconv,forward,n2h8w8c4d4k3,float32,loop,12.5'
     """
     passes, strategies = "+".join(ran), "+".join(ran.values())
-    return f"{_START}{passes},{notation(problem)},{problem.dtype.name},{strategies},{seconds * 1e6:.1f}"
+    return f"{_START}{passes},{notation(problem)},{problem.dtype_name},{strategies},{seconds * 1e6:.1f}"
 
 
 def read(file: Path) -> list[Call]:

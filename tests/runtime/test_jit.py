@@ -249,6 +249,25 @@ def test_a_first_call_at_the_end_of_a_program_is_right(tmp_path):
     assert child.run(code, NHWCONV_CACHE_DIR=str(tmp_path)) == "right\n"
 
 
+LAST = """
+import os, numpy as np, nhwconv as nc
+x, w = np.ones((2, 9, 8, 3), np.float32), np.ones((5, 3, 3, 3), np.float32)
+class Last:
+    def __del__(self, nc=nc, x=x, w=w, write=os.write):
+        for n in (2, 1):  # a call like one before, and another, whose kernels are there as well
+            y = nc.conv2d(x[:n], w, padding=1)
+            dx, dw, db = nc.conv2d_backward(x[:n], w, y, padding=1)
+            write(1, f"{float(y[0, 4, 4, 0])} {float(db[0])}\\n".encode())
+last = Last()
+nc.conv2d_backward(x, w, nc.conv2d(x, w, padding=1), padding=1)
+"""
+
+
+def test_calls_as_python_ends():
+    """By what is left when modules go: NumPy works there, and so does what is loaded."""
+    assert child.run(LAST, NUMBA_NUM_THREADS=2) == "27.0 3300.0\n27.0 1650.0\n"
+
+
 # ---------------------------------------------------------------------------------------------- quiet, and off
 
 

@@ -51,7 +51,7 @@ class PlanType(types.Callable, types.Opaque):  # what Numba keeps of users' func
 
 def kind_of(plan: Plan) -> PlanType:
     """Return the type of a plan."""
-    name = plan.problem.dtype.name
+    name = plan.problem.dtype_name
     if name not in ("float32", "float64"):
         raise errors.TypingError(f"plan: the plan is for {name}, expected float32 or float64")
     return PlanType(plan.pass_, getattr(types, name), len(plan.result_shape))

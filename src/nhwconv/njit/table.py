@@ -20,7 +20,7 @@ from numba.np.ufunc import parallel
 
 from ..codegen.simd import integers
 from ..program import ARRAYS
-from ..runtime import executor, machine
+from ..runtime import arrays, executor, machine
 from ..runtime.jit import Body, compiler_lock, device
 from . import layout
 from .layout import (
@@ -259,7 +259,7 @@ _Words = npt.NDArray[np.int64]
 
 
 def _address(words: _Words) -> int:
-    return int(words.ctypes.data)
+    return arrays.address(words)
 
 
 def _symbol(library: Any, name: str) -> int:

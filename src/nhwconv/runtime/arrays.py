@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["ALIGNMENT", "Array", "apart", "empty", "release", "scratch", "values_are_data"]
+__all__ = ["ALIGNMENT", "Array", "address", "apart", "empty", "release", "scratch", "values_are_data"]
 
 Array = npt.NDArray[Any]
 
@@ -43,6 +43,11 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     if nbytes < REUSED_FROM:
         return np.empty(shape, dtype)
     return np.ndarray(shape, dtype, _buffers.take(nbytes))
+
+
+def address(array: Array) -> int:
+    """Return where an array's data is; `array.ctypes` imports something each time, which fails as Python ends."""
+    return int(array.__array_interface__["data"][0])
 
 
 def scratch(nbytes: int) -> Array:
@@ -120,7 +125,7 @@ class _Buffers:
         except MemoryError:
             release()  # what is kept may be what is missing
             raw = np.empty(size + ALIGNMENT, _BYTE)
-        buffer = _Buffer((size,), _BYTE, raw, -raw.ctypes.data % ALIGNMENT)
+        buffer = _Buffer((size,), _BYTE, raw, -address(raw) % ALIGNMENT)
         buffer.pool = self
         return buffer
 

@@ -229,13 +229,13 @@ def run_calls(program: Any, named: dict[str, arrays.Array]) -> None:
     """Run a program some of whose steps are Python calls, on arrays by name, which are as programs want them."""
     start = perf_counter() if VERBOSE else 0.0
     scratch = arrays.scratch(program.nbytes)
-    base = -scratch.ctypes.data % arrays.ALIGNMENT
+    base = -arrays.address(scratch) % arrays.ALIGNMENT
     offsets = dict(zip(program.parts, program.behind_header, strict=True))
     operands = [id(named[name]) if name in named else 0 for name in program.names]
     for step in program.steps:
         if step.compiled:
             image = program.image(program.behind_header, step)
-            in_series.call(image.ctypes.data, id(scratch), HEADER, *operands)
+            in_series.call(arrays.address(image), id(scratch), HEADER, *operands)
             continue
         views = []
         for place, shape in zip(step.places, step.shapes, strict=True):

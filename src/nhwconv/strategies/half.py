@@ -18,7 +18,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from ..codegen.simd import at, fill_zero, integers, numbers
-from ..problem import ConvProblem, Pass, Strip
+from ..problem import ConvProblem, Pass, Strip, name_of
 from ..program import AnyStep, Call, Part, Place, Program, Step, places
 from ..runtime.arrays import Array, values_are_data
 from ..runtime.jit import Body, ceil_div, device
@@ -242,7 +242,7 @@ def _strip_parts(problem: ConvProblem, strips: list[Strip], x: str, y: str) -> t
     """Return the parts that hold a strip's x and y (or dx and dy), as large as the largest strip needs."""
     largest_x = max(math.prod(strip.problem.x_shape) for strip in strips)
     largest_y = max(math.prod(strip.problem.y_shape) for strip in strips)
-    name = problem.dtype.name
+    name = problem.dtype_name
     return (
         _Rows(name, x, problem.x_shape, Part(4 * largest_x, "strip")),
         _Rows(name, y, problem.y_shape, Part(4 * largest_y, "strip")),
@@ -253,7 +253,7 @@ def _correlation(
     problem: ConvProblem, pass_: Pass, strips: list[Strip], made: dict[ConvProblem, Program], wanted: Wanted
 ) -> Iterator[AnyStep]:
     """Yield the steps of a forward pass, or of an input gradient."""
-    name, forward = problem.dtype.name, pass_ == "forward"
+    name, forward = problem.dtype_name, pass_ == "forward"
     channels = problem.d if forward else problem.c
     weights, bias = Part(4 * math.prod(problem.w_shape), "w"), Part(4 * channels, "b")
     yield _step(widen(name), math.prod(problem.w_shape), "w", weights)
@@ -271,7 +271,7 @@ def _weight_grad(
     problem: ConvProblem, strips: list[Strip], made: dict[ConvProblem, Program], wanted: Wanted
 ) -> Iterator[AnyStep]:
     """Yield the steps of a weight gradient; strips are summed in float32 and rounded once."""
-    name, count = problem.dtype.name, math.prod(problem.w_shape)
+    name, count = problem.dtype_name, math.prod(problem.w_shape)
     total = Part(4 * count, "dw")
     yield _step(widen(name), count, "dw", total) if wanted.accumulate else _step(_zeros(), count, total)
     x, y = _strip_parts(problem, strips, "x", "dy")
@@ -287,7 +287,7 @@ def _weight_grad(
 
 def bias_program(pixels: int, d: int, dtype: np.dtype[Any], accumulate: bool) -> Program:
     """Return the bias gradient: strips of ``dy (pixels, d)`` are widened, and their sums added in float64."""
-    name, strip = dtype.name, max(1, STRIP // d)
+    name, strip = name_of(dtype), max(1, STRIP // d)
     wide, total = Part(4 * min(strip, pixels) * d, "strip"), Part(8 * d, "db")
     steps: list[Step] = []
     for first in range(0, pixels, strip):

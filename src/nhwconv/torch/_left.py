@@ -55,7 +55,7 @@ class Rule(NamedTuple):
 
 
 #: All of them, each with the speed of nhwconv's pass in PyTorch's. There is none so far: where nhwconv was slower, by a
-#: tenth of a millisecond at most, it was faster with other batches, kernels or numbers of channels (weight gradients of
+#: third of a millisecond at most, it was faster with other batches, kernels or numbers of channels (weight gradients of
 #: 3x3 over 960 groups at 7x7, AVX2: 0.73 of PyTorch's speed with 8 images, 1.29 with 1, 1.03 with 32, and 4.5 for 5x5).
 RULES: tuple[Rule, ...] = ()
 

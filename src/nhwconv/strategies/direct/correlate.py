@@ -151,7 +151,7 @@ def _geometry(
         blocks_d=blocks_d, blocks=blocks * groups, add_bias=bias,
         scratch=arrays.apart(held if gathering["gather"] else 0, itemsize),
         stream=n * fields["y_n"] * itemsize >= machine.STREAM_BYTES,
-        tile=panel_tile(problem.dtype.name, mr, nr),
+        tile=panel_tile(problem.dtype_name, mr, nr),
     )  # fmt: skip
     return geometry, blocks * groups * blocks_d, n * groups * p * cycles(q, dg, taps * cg, shape)
 

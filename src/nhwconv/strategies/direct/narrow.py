@@ -102,7 +102,7 @@ def narrow_steps(problem: ConvProblem, phases: list[tuple[Axis, Axis]], backward
     records = [
         Narrow(
             **side, **shared, **sum_blocks(rows.taps, columns.taps, cg), phases=len(phases), add_bias=wanted.bias,
-            tile=column_tile(problem.dtype.name, mr, nr), width=nr * lanes, R=rows.taps, Q=columns.taps, packed_0=first,
+            tile=column_tile(problem.dtype_name, mr, nr), width=nr * lanes, R=rows.taps, Q=columns.taps, packed_0=first,
         )
         for side, (rows, columns), first in zip(fields, phases, ends[:-1], strict=True)
     ]  # fmt: skip

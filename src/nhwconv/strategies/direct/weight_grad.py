@@ -150,7 +150,7 @@ def _geometry(problem: ConvProblem, wanted: Wanted) -> tuple[WeightGrad, bool]:
         block_d=block_d, block_k=block_k, gather=gather, step_h=step_h, step_w=step_w, pixel=block_k, s_dy=s_dy,
         scratch=arrays.apart(s_dy + scratch_dy, itemsize), merged=merged, gather_dy=gather_dy, ahead=ahead, swap=swap,
         accumulate=wanted.accumulate and straight, part=part, make_bias=wanted.bias,
-        tile=column_tile(problem.dtype.name, mr, nr),
+        tile=column_tile(problem.dtype_name, mr, nr),
     )  # fmt: skip
     return g, straight
 

@@ -135,7 +135,7 @@ def correlate_steps(
         w_v=depth + lanes, start=depth, zero=spread.vectors * (depth + lanes), w_k=lanes,
         y_n=out_h * out_w * d, block_p=block_p, blocks=blocks,
         stream=whole and problem.n * out_h * out_w * d * itemsize >= machine.STREAM_BYTES,
-        ahead_v=w * c * phases[0][0].stride // spread.vectors, row=_row(problem.dtype.name, literal),
+        ahead_v=w * c * phases[0][0].stride // spread.vectors, row=_row(problem.dtype_name, literal),
     )  # fmt: skip
     records = []
     for r, q in phases:

@@ -103,7 +103,7 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
         x_p=rows.stride * view.columns * view.pixel, y_p=problem.ow * pixel_d, pixel_d=pixel_d, s_dy=s_dy,
         slices=slices, lines=lines_summed, block=block, part=part, part_v=part_v,
         part_r=problem.kw * problem.cg * lanes, part_q=problem.cg * lanes, make_bias=wanted.bias,
-        sums=_sums(problem.dtype.name, literal),
+        sums=_sums(problem.dtype_name, literal),
     )  # fmt: skip
     parts = Part(slices * part * itemsize, "parts of dw")
     sums = Part(slices * problem.d * itemsize if wanted.bias else 0, "parts of db")

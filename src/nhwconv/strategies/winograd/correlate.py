@@ -65,7 +65,7 @@ def _blocks(problem: ConvProblem, phases: list[Filtered], groups: int, cg: int, 
 
 def correlate_steps(problem: ConvProblem, phases: list[Filtered], backward: bool, wanted: Wanted) -> list[Step]:
     """Return the steps of a correlation, or of the sum of several phases: packing, transformed weights, and itself."""
-    itemsize, dtype = problem.dtype.itemsize, problem.dtype.name
+    itemsize, dtype = problem.dtype.itemsize, problem.dtype_name
     mr, nr, lanes = tile_shape(itemsize)
     width = nr * lanes
     fields = [correlation_fields(problem, c.rows, c.columns, backward) for c in phases]

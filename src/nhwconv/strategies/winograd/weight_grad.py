@@ -85,7 +85,7 @@ def _cut(problem: ConvProblem, found: list[Filtered], workers: int) -> tuple[int
 
 def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     """Return the products of all phases, the sum of the slices, and with a bias its own steps."""
-    itemsize, dtype = problem.dtype.itemsize, problem.dtype.name
+    itemsize, dtype = problem.dtype.itemsize, problem.dtype_name
     mr, nr, lanes = tile_shape(itemsize)
     found = filtered(problem, "weight_grad")
     part = math.prod(problem.w_shape)
