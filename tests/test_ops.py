@@ -163,10 +163,6 @@ def test_backward_takes_a_partial_out():
 # --------------------------------------------------------------------------------------- out and accumulate
 
 
-def out_shape(case, pass_):
-    return {"forward": case.y_shape, "weight_grad": case.w_shape, "input_grad": case.x_shape}[pass_]
-
-
 @each_pass
 @each_dtype
 @pytest.mark.parametrize("case", [*TYPICAL, DENSE, Case(h=9, w=9, stride=(4, 5), kh=2, kw=2, padding=PAD1)], ids=str)
@@ -174,7 +170,7 @@ def test_out_is_overwritten_whatever_it_held(case, dtype, pass_):
     """`out` full of NaN gives the same bits as no `out`: it is never read, and nothing of it remains."""
     data = data_of(case, dtype)
     for strategy in supporting(case, pass_, dtype=dtype):
-        out = np.full(out_shape(case, pass_), np.nan, dtype)
+        out = np.full(case.shape(pass_), np.nan, dtype)
         assert run(case, data, pass_, strategy, out=out) is out
         np.testing.assert_array_equal(out, run(case, data, pass_, strategy), strategy)
 
@@ -364,7 +360,7 @@ def test_an_empty_batch_gives_empty_results_and_zero_gradients(pass_, dtype):
     case = Case(n=0, c=4, d=6, groups=2, padding=PAD1)
     data = draw_data(case, dtype)
     got = run(case, data, pass_, "auto")
-    assert got.shape == out_shape(case, pass_)
+    assert got.shape == case.shape(pass_)
     assert got.dtype == dtype
     assert not got.any()
     if pass_ == "weight_grad":

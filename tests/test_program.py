@@ -11,7 +11,6 @@ import fresh
 import nhwconv as nc
 from cases import PASSES, cases, refusal
 from nhwconv.program import ALIGNMENT, ARRAYS, Call, Part, Place, Program, Step, calls, places
-from nhwconv.runtime import machine
 from nhwconv.runtime.jit import Body
 from nhwconv.runtime.records import Record
 from nhwconv.runtime.tasks import COUNTERS_APART
@@ -105,7 +104,7 @@ def test_programs_of_strategies_are_placed_well(pass_, case, workers, dtype):
     }[pass_]  # fmt: skip
     if case.n == 0:
         return
-    with fresh.patched((machine, "threads", lambda: workers), (machine, "SERIAL_CYCLES", 0)):
+    with fresh.workers(workers):
         for name in REGISTRY:
             if refusal(case, pass_, name, dtype) is not None:
                 continue

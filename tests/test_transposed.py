@@ -31,16 +31,6 @@ each_strategy = pytest.mark.parametrize("strategy", REGISTRY)
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def output_padding(case: Case) -> tuple[int, int]:
-    """What the smallest output with these options lacks."""
-    found = []
-    for axis in (0, 1):
-        reach = case.dilation[axis] * ((case.kh, case.kw)[axis] - 1) + 1
-        smallest = (case.y_shape[1 + axis] - 1) * case.stride[axis] + reach - sum(case.padding[axis])
-        found.append(case.x_shape[1 + axis] - smallest)
-    return found[0], found[1]
-
-
 @pytest.mark.parametrize("dtype", [*DTYPES, np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
 @each_case
 @each_strategy
@@ -51,7 +41,7 @@ def test_forward_is_the_input_gradient_with_a_bias(strategy, case, dtype):
     data = draw_data(case, dtype)
     x, b = data.dy, np.arange(1, case.c + 1).astype(dtype)
     exact, absolute = oracle.with_absolute(oracle.input_grad, x, data.w, size=(case.h, case.w), **case.options)
-    options = {**case.options, "output_padding": output_padding(case), "strategy": strategy}
+    options = {**case.options, "output_padding": case.output_padding, "strategy": strategy}
     for bias in (None, b):
         more = 0 if bias is None else bias.astype(float)
         y = nc.conv_transpose2d(x, data.w, bias, **options)
@@ -70,11 +60,11 @@ def test_gradients_are_the_passes_of_the_convolution(strategy, case):
     data = draw_data(case, np.float32)
     x, dy = data.dy, data.x
     options = {**case.options, "strategy": strategy}
-    g = nc.conv_transpose2d_backward(x, data.w, dy, **options, output_padding=output_padding(case))
+    g = nc.conv_transpose2d_backward(x, data.w, dy, **options, output_padding=case.output_padding)
     np.testing.assert_array_equal(g.dx, nc.conv2d(dy, data.w, **options))
     np.testing.assert_array_equal(g.dw, nc.conv2d_weight_grad(dy, x, (case.kh, case.kw), **options))
     np.testing.assert_array_equal(g.db, nc.conv2d_bias_grad(dy))
-    one = nc.conv_transpose2d_backward(x, data.w, dy, needs="dw", **options, output_padding=output_padding(case))
+    one = nc.conv_transpose2d_backward(x, data.w, dy, needs="dw", **options, output_padding=case.output_padding)
     assert one.dx is None
     assert one.db is None
     np.testing.assert_array_equal(one.dw, g.dw)
@@ -86,7 +76,7 @@ def test_adjoint_identity(dtype, case):
     """<transposed(x, w), dy> = <x, dx> = <w, dw>: for what "auto" takes."""
     data = draw_data(case, dtype)
     x, w, dy = data.dy, data.w, data.x
-    options = {**case.options, "output_padding": output_padding(case)}
+    options = {**case.options, "output_padding": case.output_padding}
     y, g = nc.conv_transpose2d(x, w, **options), nc.conv_transpose2d_backward(x, w, dy, **options)
     products = [np.sum(a.astype(float) * b.astype(float)) for a, b in ((y, dy), (g.dx, x), (g.dw, w))]
     _, absolute = oracle.with_absolute(oracle.input_grad, x, w, size=(case.h, case.w), **case.options)

@@ -4,11 +4,11 @@ import signal
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import child
-from cases import cases
+from cases import Case, cases
 from extent import amount
 from guarded import DTYPES, LAYOUTS, Problem
 
@@ -61,7 +61,13 @@ problems = st.builds(
 )
 
 
+#: Patches, whose pixels become channels of one: the bias of their input gradient is written for each of them.
+PATCHES = Case(n=2, h=6, w=20, c=3, d=20, kh=3, kw=5, stride=(3, 5))
+
+
 @settings(max_examples=PROBLEMS // 2)
+@example(problem=Problem(PATCHES))
+@example(problem=Problem(PATCHES, "float64", seed=1))
 @given(problem=problems)
 def test_no_pass_touches_memory_outside_its_arrays(worker, problem):
     """Every strategy, pass, dtype and stride: arrays and workspaces at the ends and the starts of their pages."""

@@ -14,7 +14,7 @@ import threaded
 from cases import DTYPES, PASSES, TYPICAL, data_of, random_case, refusal, run
 from extent import FORM, amount
 from layers import LAYERS, each_layer
-from nhwconv.runtime import executor, machine
+from nhwconv.runtime import executor
 from nhwconv.strategies import AUTO
 
 
@@ -26,14 +26,12 @@ class Form:
 
     def __call__(self, parallel_form, serial_form, workers, *arguments):
         self.launches += 1
-        executor.start()
         (parallel_form if self.parallel else serial_form)(*arguments)
 
 
 def bits(case, dtype, pass_, strategy, form, workers):
     """Return a result's bits when every program runs in this form and for so many workers, however small it is."""
-    changes = (machine, "threads", lambda: workers), (machine, "SERIAL_CYCLES", 0), (executor, "launch", form)
-    with fresh.patched(*changes):
+    with fresh.workers(workers, (executor, "launch", form)):
         return run(case, data_of(case, dtype), pass_, strategy).tobytes()
 
 
@@ -84,7 +82,7 @@ def test_bits_depend_on_no_number_of_threads_and_no_layer():
 def test_many_threads_call_at_once(layer):
     """Calls of different problems from 32 Python threads: none crashes, each result has the bits of a lone call."""
     code = "import sys, threaded; threaded.many_callers(*sys.argv[1:])"
-    seconds = amount(2, 30)
+    seconds = amount(1, 30)
     ran, callers, least = child.run(code, 32, seconds, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS=3).split()
     assert (ran, callers) == (layer, "32")
     assert int(least) >= seconds

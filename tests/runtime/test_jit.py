@@ -167,6 +167,19 @@ def test_a_first_call_from_a_thread_with_little_stack(folder):
         assert child.run(code, NHWCONV_CACHE_DIR=folder) == "65536 []\n"
 
 
+def test_a_compilation_has_a_stack_of_its_own_beside_threads_with_little_stack(monkeypatch):
+    """How much a compilation needs depends on Python and on LLVM; what it gets does not."""
+    seen, start = [], threading.Thread.start
+    monkeypatch.setattr(threading.Thread, "start", lambda self: (seen.append(threading.stack_size()), start(self)))
+    before = threading.stack_size(2**16)
+    try:
+        jit.shielded(where)
+        after = threading.stack_size()
+    finally:
+        threading.stack_size(before)
+    assert (seen, after) == ([jit.STACK], 2**16)
+
+
 # ------------------------------------------------------------------------------------------------- interrupts
 
 

@@ -6,7 +6,7 @@ import pytest
 import fresh
 import nhwconv as nc
 from cases import PASSES, Case, data_of, exact_of, run
-from nhwconv.runtime import executor, machine
+from nhwconv.runtime import executor
 from nhwconv.strategies import AUTO, REGISTRY, plain
 from tolerance import assert_close
 
@@ -17,8 +17,7 @@ CASE = Case(n=3, h=9, w=8, c=6, d=8, kh=3, kw=2, stride=(2, 1), padding=((1, 0),
 @pytest.mark.parametrize("pass_", PASSES)
 def test_both_forms(pass_, workers):
     """Stride, padding, dilation and groups at once; both forms give the same bits."""
-    changes = (machine, "threads", lambda: workers), (machine, "SERIAL_CYCLES", 0)
-    with fresh.patched(*changes):
+    with fresh.workers(workers):
         got = run(CASE, data_of(CASE, np.float64), pass_, "plain")
     assert_close(got, *exact_of(CASE, np.float64, pass_), CASE.length(pass_), "plain")
     assert got.tobytes() == run(CASE, data_of(CASE, np.float64), pass_, "plain").tobytes()
@@ -33,7 +32,7 @@ def test_it_is_launched_as_all_else(monkeypatch):
         executor.launch(parallel_form, serial_form, workers, *arguments)
 
     monkeypatch.setattr(plain, "launch", launch)
-    with fresh.patched((machine, "threads", lambda: 4), (machine, "SERIAL_CYCLES", 0)):
+    with fresh.workers(4):
         for pass_ in PASSES:
             run(CASE, data_of(CASE, np.float64), pass_, "plain")
     assert seen == [4, 4, 4]

@@ -12,6 +12,7 @@ import numpy as np
 
 import nhwconv as nc
 import oracle
+from nhwconv.problem import ConvProblem
 from nhwconv.strategies import REGISTRY
 
 #: Around one and two vectors of float64 and float32 lanes, for every width from SSE to AVX-512, and around a panel.
@@ -55,6 +56,20 @@ class Case:
         ow = oracle.output_size(self.w, self.kw, self.stride[1], self.padding[1], self.dilation[1])
         return self.n, oh, ow, self.d
 
+    @property
+    def output_padding(self) -> tuple[int, ...]:
+        """What a transposed convolution of arrays like y lacks, in rows and columns, to be like x."""
+        found = []
+        for axis, kernel in enumerate((self.kh, self.kw)):
+            reach = self.dilation[axis] * (kernel - 1) + 1
+            smallest = (self.y_shape[1 + axis] - 1) * self.stride[axis] + reach - sum(self.padding[axis])
+            found.append(self.x_shape[1 + axis] - smallest)
+        return tuple(found)
+
+    def shape(self, pass_: str) -> tuple[int, ...]:
+        """The shape of a pass's result."""
+        return {"forward": self.y_shape, "weight_grad": self.w_shape, "input_grad": self.x_shape}[pass_]
+
     def length(self, pass_: str) -> int:
         """How many products are summed into one element of a pass's result."""
         if pass_ == "forward":
@@ -78,13 +93,15 @@ def make_case(integer: Callable[[int, int], int], choice: Callable[[Sequence[Any
 
     Sizes follow from the output's, so that rows of 1 to 18 outputs, around every register tile, are equally likely.
     """
-    kind = choice(("dense", "dense", "groups", "depthwise", "wide"))
+    kind = choice(("dense", "dense", "groups", "depthwise", "wide", "wide"))
     kernel = choice((1, 1, 2, 3, 3, 4, 5, 7)), choice((1, 1, 2, 3, 3, 4, 5, 7))
     stride = choice((1, 1, 1, 2, 2, 3, 4, 6)), choice((1, 1, 1, 2, 2, 3, 4, 6))
     dilation = choice((1, 1, 1, 2, 3, 4)), choice((1, 1, 1, 2, 3, 4))
-    groups = 1
-    if kind == "wide":  # what Winograd takes: strides in the input gradient
+    groups, outputs = 1, (integer(1, 5), integer(1, choice((18, 18, 18, 70))))
+    if kind == "wide":  # what Winograd takes: often with tiles of a few sizes, as each has code of its own
         stride, groups = choice(((1, 1), (1, 1), stride)), choice((1, 1, 2))
+        kernel = choice(((3, 3), (3, 3), (3, 3), (2, 2), (5, 5), kernel))
+        outputs = choice(((3, 4), (4, 8), (5, 6), (7, 8), (12, 15), outputs))
     if kind == "groups":
         groups = integer(2, 5)
     if kind == "depthwise":
@@ -96,7 +113,7 @@ def make_case(integer: Callable[[int, int], int], choice: Callable[[Sequence[Any
     most = choice((0, 0, 1, 2, 3, 7))
     padding = tuple((integer(0, most), integer(0, most)) for _ in range(2))
     sizes = []
-    for axis, out in enumerate((integer(1, 5), integer(1, choice((18, 18, 18, 70))))):
+    for axis, out in enumerate(outputs):
         size = (out - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1 - sum(padding[axis])
         sizes.append(max(1, size) + integer(0, stride[axis] - 1))
     n = choice((0, 1, 1, 2, 2, 3))
@@ -163,10 +180,14 @@ def run(case: Case, data: Data, pass_: str, strategy: str, **options: Any) -> np
     return nc.conv2d_input_grad(data.dy, data.w, (case.h, case.w), **case.options, strategy=strategy, **options)
 
 
+def problem_of(case: Case, dtype: Any = np.float32) -> ConvProblem:
+    """Return the package's own record of a case."""
+    return nc.plan("forward", case.x_shape, case.w_shape, dtype=dtype, **case.options, strategy="tensordot").problem
+
+
 def refusal(case: Case, pass_: str, strategy: str, dtype: Any = np.float32) -> str | None:
     """Return why a strategy cannot do a pass of a case; None where it can."""
-    problem = nc.plan(pass_, case.x_shape, case.w_shape, dtype=dtype, **case.options, strategy="tensordot").problem
-    return REGISTRY[strategy].supports(problem, pass_)
+    return REGISTRY[strategy].supports(problem_of(case, dtype), pass_)
 
 
 def supporting(case: Case, *passes: str, dtype: Any = np.float32) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
 
 import nhwconv as nc
 from nhwconv import planning
+from nhwconv.runtime import machine
 
 
 def forget() -> None:
@@ -29,3 +30,14 @@ def patched(*changes: tuple[Any, str, Any]) -> Iterator[None]:
             yield
         finally:
             forget()
+
+
+def workers(count: int, *more: tuple[Any, str, Any]) -> AbstractContextManager[None]:
+    """Give every program, however small, so many workers at most, and set `more` attributes."""
+    machine.threads()  # they start when they are asked for, and from now on they are not
+    return patched((machine, "threads", lambda: count), (machine, "SERIAL_CYCLES", 0), *more)
+
+
+def past_the_caches() -> AbstractContextManager[None]:
+    """Let results of any size be stored past the caches, where the algorithm allows it; a vector counts as a line."""
+    return patched((machine, "STREAM_BYTES", 0), (machine, "LINE", machine.vector_bytes()))
