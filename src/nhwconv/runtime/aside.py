@@ -2,7 +2,7 @@
 
 The system's, since gevent and its like put greenlets in the place of Python's threads and locks. Those take turns in
 one thread, so that a lock which one of them holds while it lets another run is never given back. Nothing here, and no
-lock of Numba's, is of their kind.
+lock of Numba's or LLVM's that threads wait for, is of their kind.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from llvmlite.binding import ffi
 from numba.core.compiler_lock import global_compiler_lock
 from numba.np.ufunc import parallel
 
@@ -20,7 +21,8 @@ __all__ = ["Aside", "compiler_lock"]
 #: Held by whoever compiles, with Numba or with llvmlite alone.
 compiler_lock: Any = global_compiler_lock
 
-for _owner, _name in ((compiler_lock, "_lock"), (parallel, "_backend_init_thread_lock")):
+# Contended ones: whoever compiles holds the second for seconds, and any LLVM object that goes asks for it.
+for _owner, _name in ((compiler_lock, "_lock"), (ffi.lib._lock, "_lock"), (parallel, "_backend_init_thread_lock")):
     if not isinstance(getattr(_owner, _name), _thread.RLock):
         setattr(_owner, _name, _thread.RLock())
 
