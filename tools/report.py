@@ -59,9 +59,9 @@ Row = dict[str, Any]
 NHWCONV = Path(sys.executable).with_name("nhwconv")
 
 
-def run(program: object, *arguments: object) -> str:
+def run(program: object, *arguments: object, **environment: str) -> str:
     """Run a program, untuned; return what it prints."""
-    environment = {**os.environ, "NHWCONV_TUNING": "off"}
+    environment = {**os.environ, "NHWCONV_TUNING": "off", **environment}
     command = [str(program), *map(str, arguments)]
     done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True, env=environment)
     if done.returncode:
@@ -98,7 +98,8 @@ def network(name: str, dtype: str, given: argparse.Namespace) -> Row:
     """Return the row of a training step of one network."""
     framework, model = name.split(":")
     options = ["--dtype", dtype, "--batch", given.batch, "--size", given.size, "--seconds", given.network_seconds]
-    printed = run(sys.executable, ROOT / "tools" / "networks.py", framework, model, *options)
+    # Two libraries take turns in this process: bound, the threads of both would wait on the same cores.
+    printed = run(sys.executable, ROOT / "tools" / "networks.py", framework, model, *options, OMP_PROC_BIND="false")
     return {"kind": "network", "name": name, "pass": "step", "dtype": dtype, "seconds": json.loads(printed)}
 
 
