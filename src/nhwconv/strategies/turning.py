@@ -21,7 +21,7 @@ from ..runtime.jit import Body, ceil_div, device
 from ..runtime.records import Record, record
 from .base import Wanted
 
-__all__ = ["channels_first", "turn", "turn_step", "with_images", "with_weights"]
+__all__ = ["channels_first", "transpose_matrix", "turn", "turn_step", "with_images", "with_weights"]
 
 #: Rows and columns of a task.
 BLOCK = 64
@@ -53,6 +53,19 @@ def _block_of_task(g, task):
     return _Block(first + i * g.columns + j, first + j * g.rows + i, rows, columns)
 
 
+@device
+def transpose_matrix(source, s_row, rows, columns, target, t_row, LANES):
+    """Write the transpose of a matrix, ``target[k*t_row + r] = source[r*s_row + k]``, and nothing beside it."""
+    for r in range(0, rows, LANES):
+        count = min(LANES, rows - r)
+        for k in range(0, columns, LANES):
+            of, to, width = at(source, r * s_row + k), at(target, k * t_row + r), min(LANES, columns - k)
+            if count == LANES:
+                transpose(of, s_row, count, width, to, t_row)
+            else:
+                transpose_exact(of, s_row, count, width, False, of, to, t_row)
+
+
 @cache
 def turn(LANES: int, ITEMSIZE: int) -> Body:
     """Make the body that transposes matrices; it takes them and where they go."""
@@ -62,15 +75,7 @@ def turn(LANES: int, ITEMSIZE: int) -> Body:
         table = integers(operands)
         block = _block_of_task(g, task)
         source, target = at(numbers(table[0], ITEMSIZE), block.source), at(numbers(table[1], ITEMSIZE), block.target)
-        for i in range(0, block.rows, LANES):
-            rows = min(LANES, block.rows - i)
-            for j in range(0, block.columns, LANES):
-                columns = min(LANES, block.columns - j)
-                of, to = at(source, i * g.columns + j), at(target, j * g.rows + i)
-                if rows == LANES:
-                    transpose(of, g.columns, rows, columns, to, g.rows)
-                else:
-                    transpose_exact(of, g.columns, rows, columns, False, of, to, g.rows)
+        transpose_matrix(source, g.columns, block.rows, block.columns, target, g.rows, LANES)
 
     def turn_half(operands, geometry, worker, task, fresh):
         g = record(geometry, 0, Turned)

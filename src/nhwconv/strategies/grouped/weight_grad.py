@@ -14,7 +14,7 @@ from typing import NamedTuple
 from numba.core import cgutils
 
 from ...codegen.native import Native, Pointer, invoke, native
-from ...codegen.simd import add_rows, at, copy, fill_zero, i64, integers, numbers, transpose, transpose_exact
+from ...codegen.simd import add_rows, at, copy, fill_zero, i64, integers, numbers
 from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import arrays, machine
@@ -24,6 +24,7 @@ from ..axes import forward_axes
 from ..base import Wanted
 from ..bias import sum_slices
 from ..blocking import inside, point_pitch
+from ..turning import transpose_matrix
 from .constants import CUT
 from .lanes import Lanes, Spread, vector
 from .padded import Rows, View, left_behind, source_of_rows
@@ -377,12 +378,6 @@ def sum_taps(LANES: int, ITEMSIZE: int) -> Body:
             for i in range(g.depth):
                 for lane in range(v.channels):
                     parts[i * LANES + lane] += dw[lane * g.depth + i]
-        for i in range(0, g.depth, LANES):
-            rows = min(LANES, g.depth - i)
-            block = at(parts, i * LANES)
-            if rows == LANES == v.channels:
-                transpose(block, LANES, rows, v.channels, at(dw, i), g.depth)
-            else:
-                transpose_exact(block, LANES, rows, v.channels, False, block, at(dw, i), g.depth)
+        transpose_matrix(parts, LANES, g.depth, v.channels, dw, g.depth, LANES)
 
     return Body(sum_taps)
