@@ -315,7 +315,7 @@ class _Way:
     own steps, so that one entry into native code does it all; any other tensor is converted by PyTorch.
     """
 
-    __slots__ = ("_direct", "_first", "_in_order", "_inputs", "_make", "_names", "_programs", "_serial", "_through")
+    __slots__ = ("_direct", "_in_order", "_inputs", "_make", "_names", "_programs", "_serial", "_through", "_turned")
 
     def __init__(
         self, plan: Plan | Backward, make: Callable[..., Program], inputs: Sequence[str], results: Sequence[str]
@@ -325,7 +325,7 @@ class _Way:
         native = make(threads=1).native
         named = dict(zip(plan.operands, lies, strict=True))
         #: What the program turns, and which tensors PyTorch converts.
-        self._first = {name for name, lie in named.items() if native and lie == _FIRST}, plan.problem
+        self._turned = {name for name, lie in named.items() if native and lie == _FIRST}, plan.problem
         self._through = tuple(lie != _LAST and not (native and lie == _FIRST) for lie in lies)
         #: Whether there is nothing but to pass addresses.
         self._direct = native and not any(self._through)
@@ -353,7 +353,7 @@ class _Way:
         threads = 1 if self._serial else _threads()
         program = self._programs.get(threads)
         if program is None:
-            names, problem = self._first
+            names, problem = self._turned
             program = self._programs[threads] = channels_first(self._make(threads=threads), problem, names)
         if program.native:
             try:
@@ -387,13 +387,9 @@ def backward(
         return _backward(call, x, w, dy, needs)
     ours = tuple(needed and not left for needed, left in zip(needs, theirs, strict=True))
     more = _backward(call, x, w, dy, ours) if any(ours) else (None,) * 3
-    dx, dw, db = map(_first, pytorchs_backward(x, w, dy, theirs, call.options), more)
+    made = pytorchs_backward(x, w, dy, theirs, call.options)
+    dx, dw, db = (b if a is None else a for a, b in zip(made, more, strict=True))
     return dx, dw, db
-
-
-def _first(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """Return the one that there is."""
-    return b if a is None else a
 
 
 def _backward(
