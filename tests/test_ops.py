@@ -295,7 +295,7 @@ QUICK = {
 
 @pytest.mark.parametrize("first", ["a call", "a plan"])
 @pytest.mark.parametrize("kind", QUICK)
-def test_calls_like_one_before_are_not_checked_again(kind, first, monkeypatch):
+def test_a_later_call_takes_the_short_way(kind, first, monkeypatch):
     """Whether it was a call or a plan that was first, and whatever the arrays came by."""
     case = Case(n=1, h=5, w=4, c=3, d=2)
     ops.forget_plans()

@@ -44,6 +44,7 @@ __all__ = [
     "integer",
     "kernel_size_key",
     "kernel_sizes",
+    "native",
     "no_samples",
     "pair",
     "prepare",
