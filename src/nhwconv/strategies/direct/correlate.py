@@ -86,15 +86,15 @@ def pack_step(
     return Step(body, tuple(records), tasks, places("w", packed)), packed, ends
 
 
-def _blocking(p: int, q: int, pixels: int, reach: int, pixel: int, stride: int, mr: int) -> tuple[int, int]:
+def _blocking(p: int, q: int, pixels: int, reach: int, pixel: int, stride: tuple[int, int], mr: int) -> tuple[int, int]:
     """Return (block_p, block_q): the rows and columns of outputs that one task computes, about `pixels` at most.
 
     `pixel` is the bytes of x that a task reads of each, `reach` the rows of x that an output's taps span.
     """
-    limit = max(mr, min(pixels, CUT.task_bytes // pixel // stride))
+    limit = max(mr, min(pixels, CUT.task_bytes // pixel // stride[0]))
     block_q = q if q <= limit else equal_blocks(q, math.ceil(q / limit), mr)
     block_p = max(1, min(p, limit // block_q))
-    while block_p > 1 and ((block_p - 1) * stride + reach) * block_q * stride * pixel > 2 * CUT.task_bytes:
+    while block_p > 1 and ((block_p - 1) * stride[0] + reach) * block_q * stride[1] * pixel > 2 * CUT.task_bytes:
         block_p -= 1
     return equal_blocks(p, math.ceil(p / block_p)), block_q
 
@@ -134,7 +134,7 @@ def _geometry(
     # Weights that stay in L2 are read by any number of tasks; more of them are read by as few as can be.
     small = taps * cg * dg * itemsize <= CUT.task_bytes
     pixels = max(CUT.least_pixels, min(CUT.task_pixels, n * p * q // CUT.tasks)) if small else CUT.task_pixels
-    block_p, block_q = _blocking(p, q, pixels, reach, cg * itemsize, rows.stride, mr)
+    block_p, block_q = _blocking(p, q, pixels, reach, cg * itemsize, (rows.stride, columns.stride), mr)
     blocks = n * math.ceil(p / block_p) * math.ceil(q / block_q)
     block_d = equal_blocks(dg, math.ceil(CUT.tasks / (blocks * groups)), nr * lanes)
     blocks_d = math.ceil(dg / block_d)

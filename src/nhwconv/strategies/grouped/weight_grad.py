@@ -253,7 +253,7 @@ def _add_vector(g, geometry, number, these, x, dy, part, zero, LANES):
     ahead_dy = at(dy, (line + lines) * g.q * g.d + v.y * lines * g.q)
     left = left_behind(g, n, row + (lines - 1) * g.stride_h + (r_1 - 1) * g.dilation_h)
     left_dy = (g.n * g.p - (line + lines)) * g.q * g.d + g.d
-    plain = left - v.x >= g.reach and (g.gather != 0 or left_dy - v.y >= LANES)
+    plain = left - (v.x - x_0 if g.gather else v.x) >= g.reach and (g.gather != 0 or left_dy - v.y >= LANES)
     tap = 0
     for chunk in range(g.chunks_1 + g.chunks_2):
         taps, most = (g.q_1, g.rows_1) if chunk < g.chunks_1 else (g.q_2, g.rows_2)
