@@ -381,6 +381,72 @@ def test_layers_are_fused_for_quantisation(names: list[str], training: bool) -> 
     torch.testing.assert_close(results[0][1], results[1][1])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_graphs_are_prepared_for_quantisation_first_and_layers_then_left_alone() -> None:
+    from torch.ao.quantization import get_default_qconfig_mapping
+    from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
+
+    x = images().float()
+    quantised = []
+    for prepared_first in (True, False):
+        model = normalised().float()
+        if not prepared_first:
+            assert replace_conv(model) == ["0", "3"]
+        prepared = prepare_fx(model, get_default_qconfig_mapping(), (x,))
+        if prepared_first:
+            names = replace_conv(prepared)
+            assert not names
+            assert set(names.left.values()) == {"it is prepared for quantisation"}
+        prepared(x)
+        modules = convert_fx(prepared).modules()
+        quantised.append(sum(isinstance(m, torch.ao.nn.quantized.Conv2d) for m in modules))
+    assert quantised == [2, 0]
+
+
+def normalised() -> nn.Sequential:
+    """Return convolutions with normalisations that have seen images."""
+    model = nn.Sequential(
+        layer(bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 6, 3, groups=6), nn.BatchNorm2d(6), nn.ReLU()
+    ).double()
+    with torch.no_grad():
+        model(images(8))
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_normalisations_are_fused_first_and_layers_replaced_then(calls: list[str]) -> None:
+    from torch.fx.experimental import optimization
+
+    expected = normalised()(images())
+    fused = optimization.fuse(normalised())
+    assert replace_conv(fused) == ["0", "3"]
+    agree(fused(images()), expected)
+    assert not [m for m in fused.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert calls == ["forward", "forward"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_graphs_of_replaced_layers_have_none_to_fuse_and_compute_the_same() -> None:
+    from torch.fx.experimental import optimization
+
+    model = normalised()
+    expected = model(images())
+    replace_conv(model)
+    fused = optimization.fuse(model)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in fused.modules()) == 2
+    agree(fused(images()), expected)
+
+
+def test_a_replaced_layer_is_fused_with_its_normalisation(calls: list[str]) -> None:
+    model = normalised()
+    expected = model[:2](images())
+    replace_conv(model, strategy="loop")
+    fused = nn.utils.fuse_conv_bn_eval(model[0], model[1])
+    assert (type(fused), fused.strategy) == (Conv2d, "loop")
+    agree(fused(images()), expected)
+    assert calls == ["forward"]
+
+
 def test_averaged_models() -> None:
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 

@@ -8,6 +8,7 @@ Import this module before the first convolution of the process, so that it can c
 are then PyTorch's. Two pools would stall each other. ``torch.set_num_threads`` holds for nhwconv too.
 """
 
+from . import _onnx as _onnx
 from ._function import conv1d, conv2d, conv_transpose1d, conv_transpose2d
 from ._layers import (
     Conv1d,
