@@ -11,6 +11,7 @@ from nhwconv.codegen.simd import (
     add_rows,
     at,
     copy,
+    copy_rows,
     fetch_add,
     fill_zero,
     integers,
@@ -64,6 +65,11 @@ def _copy(source, more, target, g):
 
 
 @device
+def _copy_rows(source, more, target, g):
+    copy_rows(target, g.t_row, source, g.s_row, g.rows, g.columns)
+
+
+@device
 def _fill(source, more, target, g):
     fill_zero(at(target, 3), g.columns)
 
@@ -92,6 +98,20 @@ def test_copies_and_zeros(dtype, count):
     np.testing.assert_array_equal(y, [77, 77, *x[1 : 1 + count], *[77] * 6])
     y = run(body_of(_fill)(x.itemsize), x, np.full(count + 8, 77, dtype), columns=count)
     np.testing.assert_array_equal(y, [77] * 3 + [0] * count + [77] * 5)
+
+
+@each_size
+def test_rows_are_copied(dtype):
+    """Of every width around whole vectors; what lies between them is neither read nor written."""
+    lanes = machine.lanes(np.dtype(dtype).itemsize)
+    for rows, columns in product((0, 1, 3), (0, 1, lanes - 1, lanes, lanes + 1, 2 * lanes, 4 * lanes + 3)):
+        x = np.full((rows, columns + 2), np.nan, dtype)
+        x[:, :columns] = np.arange(1, rows * columns + 1).reshape(rows, columns)
+        y = np.full((rows + 1, columns + 5), 77, dtype)
+        run(body_of(_copy_rows)(y.itemsize), x, y, rows=rows, columns=columns, s_row=columns + 2, t_row=columns + 5)
+        np.testing.assert_array_equal(y[:rows, :columns], x[:, :columns])
+        assert (y[:, columns:] == 77).all()
+        assert (y[rows:] == 77).all()
 
 
 @each_size

@@ -39,7 +39,7 @@ __all__ = [
 #: Bytes of a cache line.
 LINE = 64
 #: Bytes of a result from which on it is stored past the caches: more than a consumer would find there.
-STREAM_BYTES = 16 * 2**20
+STREAM_BYTES = 12 * 2**20
 #: Bytes that one core moves between memory and registers in a cycle, for predictions.
 BYTES_A_CYCLE = 4
 #: Below this many cycles of one core a parallel launch, of some 20,000, costs more than it saves.

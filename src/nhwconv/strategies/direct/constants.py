@@ -25,8 +25,10 @@ class Cut:
     #: Least bytes of a way of the L1 cache, and least ways, among the processors of the day.
     l1_way: int = 4096
     l1_ways: int = 8
-    #: What gathering an element costs, in elements read.
+    #: What gathering an element costs, in elements read; the cycles of a copy, and its bytes a cycle.
     gather: int = 3
+    copy: int = 16
+    copy_bytes: int = 16
     #: Tiles whose sums are kept from block to block of the sum: a strip of them stays in L1.
     strip_tiles: int = 6
     #: Weight gradient: tasks; pixels of a block, whose x and dy stay in cache, and least pixels of a slice.

@@ -26,7 +26,7 @@ from ..axes import Axis, Correlation, correlation_fields, packings
 from ..base import Wanted
 from ..blocking import equal_blocks, inside
 from .constants import CUT
-from .gather import Gathered, gather_block
+from .gather import Gathered, copy_cycles, gather_block
 
 __all__ = ["Correlate", "Taps", "collide", "correlate", "correlate_steps", "pack_step", "sum_blocks"]
 
@@ -68,9 +68,12 @@ def sum_blocks(rows: int, taps: int, run: int) -> dict[str, int]:
     return {"sum_r": sum_r, "sum_k": max(1, equal_blocks(run, parts))}
 
 
-def collide(pixel: int, problem: ConvProblem) -> bool:
-    """Whether pixels that lie `pixel` elements apart fall into so few sets of L1 that a register tile's do not fit."""
-    rows, _, _ = tile_shape(problem.dtype.itemsize)
+def collide(pixel: int, problem: ConvProblem, pixels: int = 0) -> bool:
+    """Whether pixels that lie `pixel` elements apart fall into so few sets of L1 that `pixels` of them do not fit.
+
+    That is a register tile's, where it is not said.
+    """
+    rows = pixels or tile_shape(problem.dtype.itemsize)[0]
     return rows * math.gcd(pixel * problem.dtype.itemsize, CUT.l1_way) > CUT.l1_ways * CUT.l1_way
 
 
@@ -138,8 +141,9 @@ def _geometry(
     blocks = n * math.ceil(p / block_p) * math.ceil(q / block_q)
     block_d = equal_blocks(dg, math.ceil(CUT.tasks / (blocks * groups)), nr * lanes)
     blocks_d = math.ceil(dg / block_d)
-    held = ((block_p - 1) * (rows.stride // gathering["step_h"]) + reach) * gathering["pixel"]
-    held *= (block_q - 1) * (columns.stride // gathering["step_w"]) + (columns.taps - 1) * columns.dilation + 1
+    held_h = (block_p - 1) * (rows.stride // gathering["step_h"]) + reach
+    held_w = (block_q - 1) * (columns.stride // gathering["step_w"]) + (columns.taps - 1) * columns.dilation + 1
+    held = held_h * held_w * gathering["pixel"]
     # Of x and the weights, one is read once and the other again and again: x for each block of channels, the weights,
     # where they do not stay in L2, for each block of outputs.
     x_again = blocks * held * (CUT.gather if gathering["gather"] else 1) * (blocks_d - 1)
@@ -153,7 +157,11 @@ def _geometry(
         stream=n * fields["y_n"] * itemsize >= machine.STREAM_BYTES,
         tile=panel_tile(problem.dtype_name, mr, nr),
     )  # fmt: skip
-    return geometry, blocks * groups * blocks_d, n * groups * p * cycles(q, dg, taps * cg, shape)
+    price = n * groups * p * cycles(q, dg, taps * cg, shape)
+    if gathering["gather"]:
+        together = gathering["pixel"] == fields["c"] * gathering["step_w"]
+        price += copy_cycles(blocks * groups * held_h, held_w, cg, together, itemsize)
+    return geometry, blocks * groups * blocks_d, price
 
 
 def correlate_steps(

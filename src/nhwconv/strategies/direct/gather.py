@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ...codegen.simd import at, copy, fill_zero
+from ...codegen.simd import at, copy, copy_rows, fill_zero
 from ...runtime.jit import ceil_div, device
 from ...runtime.records import Record
+from .constants import CUT
 
-__all__ = ["Gathered", "gather_block"]
+__all__ = ["Gathered", "copy_cycles", "gather_block"]
 
 
 class Gathered(Record):
@@ -17,6 +18,12 @@ class Gathered(Record):
     step_w: int
     pixel: int
     scratch: int  #: elements from one worker's scratch to the next
+
+
+def copy_cycles(rows: float, columns: int, channels: int, together: bool, itemsize: int) -> float:
+    """Return the cycles in which a part of an image is copied; `together` says that a row's pixels are one run."""
+    runs = rows if together else rows * columns
+    return runs * CUT.copy + rows * columns * channels * itemsize / CUT.copy_bytes
 
 
 @device
@@ -35,8 +42,7 @@ def _gather_row(g, x_row, first, count, channels, target):
             for k in range(channels):
                 target[i * g.pixel + k] = source[i * step + k]
     else:
-        for i in range(inside):
-            copy(at(target, i * g.pixel), at(source, i * step), channels)
+        copy_rows(target, g.pixel, source, step, inside, channels)
     fill_zero(at(target, inside * g.pixel), after * g.pixel)
 
 

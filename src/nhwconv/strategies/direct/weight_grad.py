@@ -17,7 +17,7 @@ from functools import cache
 from typing import NamedTuple
 
 from ...codegen.native import Pointer
-from ...codegen.simd import add_rows, at, copy, fill_zero, integers, numbers
+from ...codegen.simd import add_rows, at, copy_rows, fill_zero, integers, numbers
 from ...codegen.tile import Operand, Prefetch, Rows, Sum, column_tile, cycles, tile_product, tile_shape
 from ...problem import ConvProblem
 from ...program import Part, Step, places
@@ -30,7 +30,7 @@ from ..bias import sum_slices
 from ..blocking import equal_blocks, inside
 from .constants import CUT
 from .correlate import collide
-from .gather import Gathered, gather_block
+from .gather import Gathered, copy_cycles, gather_block
 
 __all__ = ["WeightGrad", "sum_parts", "sum_parts_step", "weight_grad", "weight_grad_steps"]
 
@@ -156,12 +156,25 @@ def _geometry(problem: ConvProblem, wanted: Wanted) -> tuple[WeightGrad, bool]:
 
 
 def _price(g: WeightGrad, itemsize: int) -> float:
-    """Return the cycles of all register tiles."""
+    """Return the cycles of all register tiles, and of the copies that they read."""
     run, runs = (g.Q * g.cg, g.R) if g.merged else (g.cg, g.R * g.Q)
     rows, columns = (run, g.dg) if g.swap else (g.dg, run)
     pixels = g.block_p * g.block_q
     blocks = g.n * g.groups * g.p * g.q / pixels
-    return float(blocks * runs * cycles(rows, columns, pixels, tile_shape(itemsize)))
+    products = blocks * runs * cycles(rows, columns, pixels, tile_shape(itemsize))
+    copies = 0.0
+    if g.gather:
+        held_h = (g.block_p - 1) * (g.stride_h // g.step_h) + (g.block_r - 1) * g.dilation_h + 1
+        held_w = (g.block_q - 1) * (g.stride_w // g.step_w) + (g.Q - 1) * g.dilation_w + 1
+        copies += copy_cycles(held_h, held_w, g.block_k, g.block_k == g.c * g.step_w, itemsize)
+    if g.gather_dy:
+        copies += copy_cycles(g.block_p, g.block_q, g.block_d, False, itemsize)
+    return products + blocks * _tasks(g) * copies
+
+
+def _tasks(g: WeightGrad) -> int:
+    """Return the tasks that share a slice of a group."""
+    return math.ceil(g.R / g.block_r) * math.ceil(g.dg / g.block_d) * math.ceil(g.cg / g.block_k)
 
 
 def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
@@ -172,10 +185,9 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     parts = "dw" if straight else Part(g.slices * g.part * itemsize, "parts of dw")
     scratch = Part(g.scratch * itemsize * wanted.workers)
     sums = Part(g.slices * problem.d * itemsize if wanted.bias else 0, "parts of db")
-    blocks = math.ceil(problem.kh / g.block_r) * math.ceil(g.dg / g.block_d) * math.ceil(g.cg / g.block_k)
     body = weight_grad(mr, nr * lanes, machine.LINE // itemsize, itemsize)
     operands = places("x", "dy", parts, sums, scratch)
-    steps = [Step(body, (g,), g.slices * g.groups * blocks, operands, _price(g, itemsize))]
+    steps = [Step(body, (g,), g.slices * g.groups * _tasks(g), operands, _price(g, itemsize))]
     if wanted.bias:
         steps.append(sum_slices(problem, g.slices, sums, wanted.accumulate))
     if not isinstance(parts, str):
@@ -268,8 +280,7 @@ def _dy_side(g, t, block, dy, scratch):
         return _Side(first, g.q * D, D, channels)
     pixels = block.q_1 - block.q_0
     for p in range(block.p_1 - block.p_0):
-        for q in range(pixels):
-            copy(at(scratch, (p * pixels + q) * channels), at(first, (p * g.q + q) * D), channels)
+        copy_rows(at(scratch, p * pixels * channels), channels, at(first, p * g.q * D), D, pixels, channels)
     return _Side(scratch, pixels * channels, channels, channels)
 
 

@@ -22,6 +22,8 @@ class Cut:
     sum_in_16: float = 1.1
     move: float = 0.1
     output: float = 3
+    #: Cycles of a chunk of taps, where a row of them is several.
+    chunk: int = 4
     #: Loads of a number of x from which on its rows are copied with their padding; bytes of the rows of a task, which
     #: stay in L2, and of those that one row of outputs may need.
     gather: int = 8

@@ -152,7 +152,7 @@ def correlate_steps(
         )  # fmt: skip
     scratch = Part(records[0].scratch * itemsize * workers, "padded rows of x")
     operands = places("dy" if backward else "x", packed, "dx" if backward else "y", scratch)
-    cycles = price(problem, spread, literal, tiles(), CUT.product)
+    cycles = price(problem, spread, literal, tiles(), CUT.product, problem.n * blocks * view.copies(block_p))
     return [pack, Step(correlate(lanes, itemsize), tuple(records), problem.n * blocks, operands, cycles)]
 
 

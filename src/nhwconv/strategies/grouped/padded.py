@@ -12,7 +12,8 @@ from ...runtime import arrays
 from ...runtime.jit import device
 from ..axes import Axis
 from ..blocking import point_pitch
-from ..direct.gather import Gathered, gather_block
+from ..direct.correlate import collide
+from ..direct.gather import Gathered, copy_cycles, gather_block
 from .constants import CUT
 from .lanes import Lanes, Spread
 
@@ -33,19 +34,31 @@ class Rows(Lanes, Gathered):
 
 
 class View:
-    """Where the rows are read that some phases of a correlation need: `channels` channels of them at a time."""
+    """Where the rows are read that some phases of a correlation need: `channels` channels of them at a time.
+
+    Of x, `pixels` pixels are read for a tile.
+    """
 
     def __init__(
-        self, problem: ConvProblem, spread: Spread, phases: list[tuple[Axis, Axis]], backward: bool, channels: int
+        self,
+        problem: ConvProblem,
+        spread: Spread,
+        phases: list[tuple[Axis, Axis]],
+        backward: bool,
+        channels: int,
+        pixels: int = 1,
     ) -> None:
-        self.spread, self.itemsize = spread, problem.dtype.itemsize
+        self.spread, self.itemsize, self.channels = spread, problem.dtype.itemsize, channels
         self.rows = [r for r, q in phases if r.taps * q.taps]
         used = [q for r, q in phases if r.taps * q.taps]
         w, c = (problem.ow, problem.d) if backward else (problem.w, problem.c)
         self.above = max((r.before for r in self.rows), default=0)
         strides = phases[0][0].stride * phases[0][1].stride
-        self.gather = problem.kh * spread.cg >= CUT.gather * strides and any(q.padded for q in used)
-        self.columns, self.pixel, self.before = w, c, 0
+        loads = problem.kh * spread.cg / strides
+        if spread.cg > 1 and collide(c, problem, pixels):
+            loads *= 2  # those for the next channel of a group do not find in L1 what the last has read
+        self.gather = loads >= CUT.gather and any(q.padded for q in used)
+        self.columns, self.pixel, self.before, self.c = w, c, 0, c
         if self.gather:
             self.before = max(q.before for q in used)
             ends = ((q.out - 1) * q.stride - q.before + (q.taps - 1) * q.dilation + 1 for q in used)
@@ -63,6 +76,13 @@ class View:
         while self.gather and lines > 1 and self._held(lines) * self.columns * self.pixel * self.itemsize > CUT.scratch:
             lines -= 1
         return lines
+
+    def copies(self, lines: int) -> float:
+        """Return the cycles of the copies for a task of so many lines."""
+        if not self.gather:
+            return 0.0
+        together = self.pixel == self.channels == self.c
+        return copy_cycles(self._held(lines), self.columns, self.channels, together, self.itemsize)
 
     def fields(self, lines: int) -> dict[str, int]:
         """Return the fields of `Rows` that say it, for tasks of so many lines."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from numba.core import cgutils
 
 from ...codegen.native import Native, Pointer, invoke, native
-from ...codegen.simd import add_rows, at, copy, fill_zero, i64, integers, numbers
+from ...codegen.simd import add_rows, at, copy_rows, fill_zero, i64, integers, numbers
 from ...problem import ConvProblem
 from ...program import Part, Step, places
 from ...runtime import arrays, machine
@@ -88,7 +88,8 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     block = math.ceil(spread.vectors / math.ceil(CUT.most_slices / slices))
     lines_summed = max(1, CUT.sum_pixels // problem.ow)
     channels = min(problem.c, ((block + spread.pieces - 2) // spread.pieces + 1) * spread.whole * problem.cg)
-    view = View(problem, spread, [(rows, columns)], False, channels)
+    read = sum_rows(literal.q1) * ((sum_tiles()[0] - 1) * columns.stride + literal.q1)
+    view = View(problem, spread, [(rows, columns)], False, channels, read)
     # With the rows of x go those of dy: both are read for every channel of a group.
     held = view.fields(lines_summed)
     pixel_d, s_dy = problem.d, held["scratch"]
@@ -113,7 +114,9 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     body, tasks = weight_grad(lanes, itemsize), slices * math.ceil(spread.vectors / block)
     operands = places("x", "dy", parts, sums, zeros, scratch)
     product = CUT.sum if machine.registers() == 32 or problem.cg == 1 else CUT.sum_in_16
-    steps: list[Step] = [Step(body, (g,), tasks, operands, price(problem, spread, literal, sum_tiles(), product))]
+    copies = view.copies(lines_summed) * lines / lines_summed * math.ceil(spread.vectors / block)
+    cycles = price(problem, spread, literal, sum_tiles(), product, copies)
+    steps: list[Step] = [Step(body, (g,), tasks, operands, cycles)]
     if wanted.bias:
         steps.append(sum_slices(problem, slices, sums, wanted.accumulate))
     total = SumTaps(
@@ -335,8 +338,7 @@ def _dy_rows(g, dy, pixels, channels, scratch):
     """Return where pixels of dy are read: as they lie, or in scratch, copied now."""
     if not g.gather:
         return dy
-    for pixel in range(pixels):
-        copy(at(scratch, pixel * g.pixel_d), at(dy, pixel * g.d), channels)
+    copy_rows(scratch, g.pixel_d, dy, g.d, pixels, channels)
     return scratch
 
 

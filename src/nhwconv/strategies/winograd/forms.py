@@ -10,6 +10,7 @@ from itertools import product
 from ...codegen import tile
 from ...codegen.native import Native
 from ...problem import ConvProblem, Pass
+from ...runtime import machine
 from ..axes import Axis, forward_axes, input_grad_axes, tap_phases
 from .constants import CUT
 from .transform import transforms
@@ -130,4 +131,5 @@ def cycles(g, inputs, outputs, weights, shape):
     points = (g.m_h + g.r_h - 1) * (g.m_w + g.r_w - 1)
     tiles = g.n * g.grids_h * g.grids_w * g.tiles_h * g.tiles_w
     products = tile.cycles(tiles, g.dg, g.cg, shape) * CUT.product
-    return float(g.groups * points * (products + CUT.transform * (tiles * (inputs + outputs) + weights)))
+    transform = CUT.transform + (CUT.apart * machine.vector_bytes() / machine.LINE if g.groups > 1 else 0)
+    return float(g.groups * points * (products + transform * tiles * (inputs + outputs) + CUT.transform * weights))
