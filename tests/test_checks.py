@@ -437,6 +437,13 @@ def test_equal_arguments_of_other_types_are_checked_each_time():
         for bad in (1.0, True):
             with pytest.raises(TypeError, match=f"stride is {bad}, expected an integer"):
                 nc.conv2d(X, W, stride=bad)
+        nc.conv2d(X, W, stride=(1, 1))
+        nc.conv2d_weight_grad(X, DY, (3, 2))
+        for bad in (1.0, True):
+            with pytest.raises(TypeError, match=f"stride is {bad}, expected an integer"):
+                nc.conv2d(X, W, stride=(bad, 1))
+            with pytest.raises(TypeError, match="expected an integer"):
+                nc.conv2d_weight_grad(X, DY, (3, 2 * float(bad)))
 
 
 @pytest.mark.parametrize("error", [ValueError, TypeError, RuntimeError])

@@ -518,7 +518,7 @@ def check_dy(dy: Shape, expected: Shape, layout: Layout) -> None:
         fail(f"dy has shape {dy}{letters}, expected {expected}")
 
 
-def kernel_size_key(kernel_size: Any, out: Shape | None) -> tuple[tuple[int, int] | None, Shape | None]:
+def kernel_size_key(kernel_size: Any, out: Shape | None = None) -> tuple[tuple[int, int] | None, Shape | None]:
     """Return what says (KH, KW): the argument, checked, or the shape of `out`."""
     return (None, out) if kernel_size is None else (pair("kernel_size", kernel_size, 1), None)
 

@@ -173,6 +173,12 @@ def conv2d_weight_grad(
     >>> nc.conv2d_weight_grad(x, dy).shape
     (16, 3, 3, 3)
     """
+    if layout is _NHWC and w_layout is None and accumulate is False and (out is None or kernel_size is not None):
+        given = stride, padding, dilation, groups, None
+        plans = "conv2d_weight_grad", _weight_grad_plan, x, dy, strategy, PLAIN, given
+        result = _run_known(_known(*plans, kernel_size, checks.kernel_size_key), x, dy, None, out)
+        if result is not None:
+            return result
     with words_of("conv2d_weight_grad"):
         options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
         plan, inputs = check_weight_grad(x, dy, kernel_size, options, strategy, out, accumulate)
@@ -276,6 +282,12 @@ def conv2d_input_grad(
     >>> nc.conv2d_input_grad(dy, w).shape
     (8, 28, 28, 3)
     """
+    if layout is _NHWC and w_layout is None and (out is None or input_size is not None):
+        given = stride, padding, dilation, groups, None
+        plans = "conv2d_input_grad", _input_grad_plan, dy, w, strategy, PLAIN, given
+        result = _run_known(_known(*plans, input_size, _input_size), dy, w, None, out)
+        if result is not None:
+            return result
     with words_of("conv2d_input_grad"):
         options = Options.of(stride, padding, dilation, groups, checks.as_layout(layout, w_layout))
         plan, inputs = check_input_grad(dy, w, input_size, options, strategy, out)
@@ -565,51 +577,51 @@ CONV2D = Convolution("conv2d", forward_plan, backward_plan)
 
 
 def _exact(*options: Any) -> bool:
-    """Whether options are ints themselves, and can be looked up as they are."""
-    stride, padding, dilation, groups, output_padding = options
-    return type(stride) is type(padding) is type(dilation) is type(groups) is int and (
-        output_padding is None or type(output_padding) is int
-    )
+    """Whether options are ints, strings or tuples of them themselves, and can be looked up as they are."""
+    for option in options:
+        kind = type(option)
+        if kind is not int and kind is not str and option is not None and not (kind is tuple and _exact(*option)):
+            return False
+    return True
 
 
-def _known(of: Convolution, x: Any, w: Any, b: Any, strategy: Any, *options: Any) -> Plan | None:
-    """Return the plan of a call that needs no checks, because one like it went through them; None for any other."""
-    if not (type(x) is type(w) is np.ndarray and type(strategy) is str and _exact(*options)):
+def _known(
+    name: str, make: Callable[..., T], first: Any, second: Any, strategy: Any, layout: Layout, options: tuple[Any, ...],
+    more: Any = (), check: Callable[[Any], Any] | None = None,
+) -> T | None:  # fmt: skip
+    """Return the plan of a call that needs no checks, because one like it went through them; None for any other.
+
+    The plan is made of two arrays' shapes, of options, of what ``check(more)`` makes of one more, if there is a check,
+    and of the strategy.
+    """
+    if not (type(first) is type(second) is np.ndarray and _exact(strategy, more, *options)):
         return None
-    key = of.name, x.shape, w.shape, x.dtype, strategy, options
-    found: Plan | None = _calls.get(key)
+    key = name, first.shape, second.shape, first.dtype, strategy, options, more
+    found: T | None = _calls.get(key)
     if found is None:
-        if x.dtype not in checks.NATIVE:
+        if first.dtype not in checks.NATIVE:
             return None
-        dtype = checks.native(x.dtype)
-        with words_of(of.name):
+        with words_of(name):
             stride, padding, dilation, groups, output_padding = options
-            checked = Options.of(stride, padding, dilation, groups, of.layout, output_padding)
-            found = _remembered(of.plan, x.shape, w.shape, dtype, checked, strategy)
+            checked = Options.of(stride, padding, dilation, groups, layout, output_padding)
+            added = () if check is None else (check(more),)
+            dtype = checks.native(first.dtype)
+            found = _remembered(make, first.shape, second.shape, dtype, checked, *added, strategy)
         _remember(_calls, key, found)
-    return found if found._fits(x, w, b) else None
+    return found
 
 
-def _known_backward(
-    of: Convolution, x: Any, w: Any, dy: Any, needs: Any, strategy: Any, *options: Any
-) -> tuple[Backward, Array, Array, Array] | None:
-    """Return the plan of a backward call that needs no checks, and its arrays; None for any other."""
-    if not (type(needs) is tuple and type(strategy) is str and _exact(*options)):
+def _run_known(found: Plan | None, first: Any, second: Any, b: Any, out: Any) -> Array | None:
+    """Return the result of a plan on arrays that can be used as they are; None where they cannot."""
+    if found is None or not found.fits(first, second, b):
         return None
-    if not type(x) is type(w) is type(dy) is np.ndarray:
+    if out is None:
+        return found.unchecked(first, second, b)
+    if not found.takes(out, first, second, b):
         return None
-    key = of.name, needs, x.shape, w.shape, x.dtype, strategy, options
-    found: Backward | None = _calls.get(key)
-    if found is None:
-        if x.dtype not in checks.NATIVE:
-            return None
-        dtype = checks.native(x.dtype)
-        with words_of(f"{of.name}_backward"):
-            stride, padding, dilation, groups, output_padding = options
-            checked = Options.of(stride, padding, dilation, groups, of.layout, output_padding)
-            found = _remembered(of.backward_plan, x.shape, w.shape, dtype, checked, check_needs(needs), strategy)
-        _remember(_calls, key, found)
-    return (found, x, w, dy) if found.fits(x, w, dy) else None
+    found.run(first, second, b, out)
+    result: Array = out
+    return result
 
 
 def forward(
@@ -618,12 +630,9 @@ def forward(
 ) -> Array:  # fmt: skip
     """Do what one of the public convolutions does."""
     if layout is _NHWC and w_layout is None:
-        found = _known(of, x, w, b, strategy, stride, padding, dilation, groups, output_padding)
-        if found is not None and out is None:
-            return found.unchecked(x, w, b)
-        if found is not None and found.takes(out, x, w, b):
-            found.run(x, w, b, out)
-            result: Array = out
+        given = stride, padding, dilation, groups, output_padding
+        result = _run_known(_known(of.name, of.plan, x, w, strategy, of.layout, given), x, w, b, out)
+        if result is not None:
             return result
     with words_of(of.name):
         lie = checks.as_layout(layout, w_layout, of.layout.dimensions)
@@ -637,9 +646,11 @@ def backward(
 ) -> Gradients:  # fmt: skip
     """Do what the backward pass of one of the public convolutions does."""
     if layout is _NHWC and w_layout is None and out is None and accumulate is False:
-        found = _known_backward(of, x, w, dy, needs, strategy, stride, padding, dilation, groups, output_padding)
-        if found is not None:
-            return run_gradients(*found, {}, False)
+        given = stride, padding, dilation, groups, output_padding
+        name = f"{of.name}_backward"
+        found = _known(name, of.backward_plan, x, w, strategy, of.layout, given, needs, check_needs)
+        if found is not None and found.fits(x, w, dy):
+            return run_gradients(found, x, w, dy, {}, False)
     with words_of(f"{of.name}_backward"):
         lie = checks.as_layout(layout, w_layout, of.layout.dimensions)
         options = Options.of(stride, padding, dilation, groups, lie, output_padding)
@@ -683,6 +694,10 @@ def check_weight_grad(
     return plan, inputs
 
 
+def _input_size(size: Any) -> tuple[int, int] | None:
+    return None if size is None else checks.pair("input_size", size, 1)
+
+
 def check_input_grad(
     dy: Any, w: Any, input_size: Any, options: Options, strategy: Any, out: Any
 ) -> tuple[Plan, dict[str, Array]]:
@@ -692,7 +707,7 @@ def check_input_grad(
     dtype = checks.common_dtype(**inputs)
     if input_size is None and isinstance(out, np.ndarray) and out.ndim == {4: 4, 3: 3}.get(dy.ndim, w.ndim):
         input_size = options.layout.batched_images(out.shape)[1:3]
-    sizes = None if input_size is None else checks.pair("input_size", input_size, 1)
+    sizes = _input_size(input_size)
     plan = _remembered(_input_grad_plan, dy.shape, w.shape, dtype, options, sizes, strategy)
     if out is not None:
         checks.as_out("out", out, plan.form.x, dtype, inputs)

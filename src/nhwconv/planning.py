@@ -165,7 +165,7 @@ class Plan:
         ValueError, TypeError
             Where arrays do not fit the plan.
         """
-        plain = accumulate is False and (b is None or self.pass_ == "forward") and self._fits(first, second, b)
+        plain = accumulate is False and (b is None or self.pass_ == "forward") and self.fits(first, second, b)
         if not plain or (out is not None and not self.takes(out, first, second, b)):
             with words_of("plan"):
                 inputs = self.check(first, second, b, out, accumulate)
@@ -192,7 +192,7 @@ class Plan:
         """What the program calls the two operands, a bias, and the result."""
         return _OPERANDS[self.pass_]
 
-    def _fits(self, first: Any, second: Any, b: Any) -> bool:
+    def fits(self, first: Any, second: Any, b: Any) -> bool:
         """Whether these are arrays that can be used as they are."""
         dtype, shapes = self.problem.dtype, self._shapes
         return (

@@ -263,8 +263,9 @@ MUTANTS = (
     Mutant("checks: integers are not made ints", "checks.py", "    return number\n\n\ndef pair(",
            "    return value\n\n\ndef pair(", "tests/test_checks.py -k planned_by_their_value"),
     Mutant("plans: equal options share a plan", "ops.py",
-           "return type(stride) is type(padding) is type(dilation) is type(groups) is int and (", "return (",
-           "tests/test_checks.py -k other_types"),
+           "if kind is not int and kind is not str and", "if False and", "tests/test_checks.py -k other_types"),
+    Mutant("plans: tuples that are equal share a plan", "ops.py",
+           "not (kind is tuple and _exact(*option))", "kind is not tuple", "tests/test_checks.py -k other_types"),
 )  # fmt: skip
 
 
