@@ -19,7 +19,7 @@ class Cut:
     #: of outputs. Sixteen registers do not hold a weight gradient's sums and dy for several channels a group.
     product: float = 0.5
     sum: float = 0.55
-    sum_in_16: float = 1.1
+    sum_in_16: float = 0.75
     move: float = 0.1
     output: float = 3
     #: Cycles of a chunk of taps, where a row of them is several.

@@ -39,7 +39,7 @@ class Cut:
     product: float = 1.1
     transform: int = 4
     #: The cycles for a cache line of a pixel, where there are groups: the lines of one group lie apart.
-    apart: int = 4
+    apart: int = 6
     #: The cycles in which a register tile fetches and stores a vector of its sums, which matters where these are short.
     continued: int = 1
     #: Weight gradient: tiles of a block, and bytes of its channels in one pixel; slices, and elements of all their

@@ -108,7 +108,9 @@ def _price(g: Winograd, shape: tuple[int, int, int]) -> float:
     """Return the cycles of one phase."""
     inputs, outputs = (math.ceil(channels / shape[2]) for channels in (g.cg, g.dg))
     weights = g.cg * outputs * (1 if g.shared else tiles_of(g) / g.block_t)
-    return float(cycles(g, inputs * math.ceil(g.dg / g.block_d), outputs, weights, shape))
+    inputs *= math.ceil(g.dg / g.block_d)
+    # What is written is fetched before.
+    return float(cycles(g, inputs + outputs, inputs + 2 * outputs, weights, shape))
 
 
 # ----------------------------------------------------------------------------------------------- bodies

@@ -123,13 +123,15 @@ def filtered(problem: ConvProblem, pass_: Pass) -> list[Filtered]:
     return found if sum(c.products for c in found) < sum(c.direct for c in found) else []
 
 
-def cycles(g, inputs, outputs, weights, shape):
+def cycles(g, vectors, moved, weights, shape):
     """Return the cycles of a correlation: its products', and its transforms'.
 
-    These are counted in vectors: of a tile's channels that go in and come out, and of weights.
+    These are counted in vectors: of a tile's channels that go in and come out, and of weights. Of groups, `moved` of a
+    tile's vectors come from memory or go there.
     """
     points = (g.m_h + g.r_h - 1) * (g.m_w + g.r_w - 1)
     tiles = g.n * g.grids_h * g.grids_w * g.tiles_h * g.tiles_w
     products = tile.cycles(tiles, g.dg, g.cg, shape) * CUT.product
-    transform = CUT.transform + (CUT.apart * machine.vector_bytes() / machine.LINE if g.groups > 1 else 0)
-    return float(g.groups * points * (products + transform * tiles * (inputs + outputs) + CUT.transform * weights))
+    lines = moved * machine.vector_bytes() / machine.LINE if g.groups > 1 else 0
+    transforms = CUT.transform * (tiles * vectors + weights) + CUT.apart * tiles * lines
+    return float(g.groups * points * (products + transforms))

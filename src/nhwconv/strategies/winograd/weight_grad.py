@@ -122,7 +122,8 @@ def _price(g: WinogradWeightGrad, itemsize: int) -> float:
     x, dy = (math.ceil(channels / shape[2]) for channels in (g.cg, g.dg))
     continued = tiles_of(g) / g.block_t * CUT.continued / CUT.transform
     weights = g.cg * dy * (continued + g.slices)
-    return float(cycles(g, x * math.ceil(g.dg / block), dy * math.ceil(g.cg / block), weights, shape))
+    vectors = x * math.ceil(g.dg / block) + dy * math.ceil(g.cg / block)
+    return float(cycles(g, vectors, vectors, weights, shape))
 
 
 # ------------------------------------------------------------------------------------------------- body
