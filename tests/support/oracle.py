@@ -43,7 +43,7 @@ def _reads(
 def _terms(
     x_size: tuple[int, int], kernel: tuple[int, int], out: tuple[int, int], stride: Any, padding: Any, dilation: Any
 ) -> Iterator[tuple[int, int, Any, Any]]:
-    """For every kernel position: ``h, v``, where arrays like y have what reads, and where arrays like x what is read."""
+    """For every kernel position ``h, v``: where arrays like y have what reads, and arrays like x what is read."""
     rows, columns = (list(_reads(x_size[a], kernel[a], out[a], stride[a], padding[a][0], dilation[a])) for a in (0, 1))
     for h, p, i in rows:
         for v, q, j in columns:
