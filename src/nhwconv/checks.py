@@ -257,7 +257,7 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
 
 def _of_images(value: Any) -> str:
     """Return the end of a message about four values, where they are TensorFlow's, one for each axis of a batch."""
-    if len(value) == 4 and isinstance(value, (tuple, list)) and value[0] == value[3] == 1:
+    if len(value) == 4 and isinstance(value, (tuple, list)) and all(type(v) is int and v == 1 for v in value[::3]):
         return f"; of TensorFlow's four, pass {tuple(value[1:3])}"
     return ""
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -34,24 +34,29 @@ def compare(monkeypatch: pytest.MonkeyPatch, build: Callable[..., object], *argu
     )
 
 
+@pytest.fixture(scope="module", params=HERE)
+def engine(request: pytest.FixtureRequest) -> Iterator[EngineProcess]:
+    """Each of them, in one process for all that it is asked here."""
+    build = peer.honest if request.param == "honest" else PEERS[request.param].build
+    with EngineProcess(build) as process:
+        yield process
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("pass_", PASSES)
-@pytest.mark.parametrize("name", HERE)
-def test_a_peer_computes_what_the_package_computes(name: str, pass_: Pass, dtype: type) -> None:
+def test_a_peer_computes_what_the_package_computes(engine: EngineProcess, pass_: Pass, dtype: type) -> None:
     """On the same numbers, with every option: a layer, and a grouped and dilated one."""
-    build = peer.honest if name == "honest" else PEERS[name].build
-    with EngineProcess(build) as engine:
-        for notation in (LAYER, GROUPED):
-            problem = parse_layer(notation).problem(dtype)
-            result, compiling = engine.begin(problem, pass_)
-            exact = public_call(problem, pass_, make_data(problem), "tensordot")()
-            assert (result.shape, result.dtype) == (exact.shape, exact.dtype)
-            # sums of at most 80 terms, each side's rounding a random walk
-            assert np.linalg.norm(result - exact) < 2 * 9 * np.finfo(dtype).eps * np.linalg.norm(exact)
-            assert compiling >= 0
-        for times in (engine.time(0.02), engine.time_cold(0.02)):
-            assert len(times) > 0
-            assert all(seconds > 0 for seconds in times)
+    for notation in (LAYER, GROUPED):
+        problem = parse_layer(notation).problem(dtype)
+        result, compiling = engine.begin(problem, pass_)
+        exact = public_call(problem, pass_, make_data(problem), "tensordot")()
+        assert (result.shape, result.dtype) == (exact.shape, exact.dtype)
+        # sums of at most 80 terms, each side's rounding a random walk
+        assert np.linalg.norm(result - exact) < 2 * 9 * np.finfo(dtype).eps * np.linalg.norm(exact)
+        assert compiling >= 0
+    for times in (engine.time(0.02), engine.time_cold(0.02)):
+        assert len(times) > 0
+        assert all(seconds > 0 for seconds in times)
 
 
 def test_the_first_call_and_cold_calls_are_told_apart() -> None:

@@ -196,6 +196,7 @@ TABLE = [
     *(refused("weight_grad", "kernel_size", value, error, "kernel") for value, error in (
         (0, ValueError), (-1, ValueError), (1.5, TypeError), (math.nan, TypeError), ((1, 2, 3), ValueError),
         (True, TypeError), (2**31, ValueError), (7, ValueError), ("3", TypeError),
+        ([0, None, 0, np.array([1, 2])], ValueError), ((np.ones(2), 1, 1, np.ones(2)), ValueError),
     )),
     *(refused("input_grad", "input_size", value, error, "input_size|dy has shape|the kernel spans|array of more")
       for value, error in (

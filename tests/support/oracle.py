@@ -8,8 +8,9 @@ Each product ``x[n, i, j, c] * w[d, h, v, c]`` that is part of ``y[n, p, q, d]``
     dw[d, h, v, c]  receives  dy[n, p, q, d] * x[n, i, j, c]
     dx[n, i, j, c]  receives  dy[n, p, q, d] * w[d, h, v, c]
 
-So all three passes are one loop over the same ``(p, h, i)`` and ``(q, v, j)``, with another product inside. Channels
-are split into groups, ``(..., groups, channels of a group)``: group g of y sees group g of x only.
+So all three passes are one loop over kernel positions ``(h, v)``: which outputs ``(p, q)`` read an input there, which
+inputs ``(i, j)`` these are, and another product inside. Channels are split into groups, ``(..., groups, channels of a
+group)``: group g of y sees group g of x only.
 """
 
 from __future__ import annotations
@@ -29,22 +30,24 @@ def output_size(size: int, kernel: int, stride: int, padding: tuple[int, int], d
     return sum(1 for first in range(0, padded, stride) if first + (kernel - 1) * dilation < padded)
 
 
-def _reads(size: int, kernel: int, out: int, stride: int, before: int, dilation: int) -> Iterator[tuple[int, int, int]]:
-    """Along one axis: every (output, kernel position, input) where the output reads that input."""
-    for p in range(out):
-        for h in range(kernel):
-            i = p * stride + h * dilation - before
-            if 0 <= i < size:
-                yield p, h, i
+def _reads(
+    size: int, kernel: int, out: int, stride: int, before: int, dilation: int
+) -> Iterator[tuple[int, list[int], list[int]]]:
+    """Along one axis, for every kernel position: the outputs that read an input there, and what each of them reads."""
+    for h in range(kernel):
+        reads = {p: p * stride + h * dilation - before for p in range(out)}
+        reads = {p: i for p, i in reads.items() if 0 <= i < size}
+        yield h, list(reads.keys()), list(reads.values())
 
 
 def _terms(
     x_size: tuple[int, int], kernel: tuple[int, int], out: tuple[int, int], stride: Any, padding: Any, dilation: Any
-) -> Iterator[tuple[int, int, int, int, int, int]]:
+) -> Iterator[tuple[int, int, Any, Any]]:
+    """For every kernel position ``h, v``: where arrays like y have what reads, and arrays like x what is read."""
     rows, columns = (list(_reads(x_size[a], kernel[a], out[a], stride[a], padding[a][0], dilation[a])) for a in (0, 1))
-    for p, h, i in rows:
-        for q, v, j in columns:
-            yield p, q, h, v, i, j
+    for h, p, i in rows:
+        for v, q, j in columns:
+            yield h, v, (slice(None), *np.ix_(p, q)), (slice(None), *np.ix_(i, j))
 
 
 def _split(a: npt.ArrayLike, groups: int) -> Array:
@@ -70,8 +73,8 @@ def forward(
     oh = output_size(rows, kh, stride[0], padding[0], dilation[0])
     ow = output_size(columns, kw, stride[1], padding[1], dilation[1])
     y = np.zeros((n, oh, ow, groups, w.shape[1]))
-    for p, q, h, v, i, j in _terms((rows, columns), (kh, kw), (oh, ow), stride, padding, dilation):
-        y[:, p, q] += np.einsum("ngc,gdc->ngd", x[:, i, j], w[:, :, h, v])
+    for h, v, reading, read in _terms((rows, columns), (kh, kw), (oh, ow), stride, padding, dilation):
+        y[reading] += np.einsum("npqgc,gdc->npqgd", x[read], w[:, :, h, v])
     y = y.reshape(n, oh, ow, groups * w.shape[1])
     return y if b is None else y + np.asarray(b, np.float64)
 
@@ -83,8 +86,8 @@ def weight_grad(
     """Return dw for kernels of this size."""
     x, dy = _split(x, groups), _split(dy, groups)
     dw = np.zeros((groups, dy.shape[4], *kernel, x.shape[4]))
-    for p, q, h, v, i, j in _terms(x.shape[1:3], kernel, dy.shape[1:3], stride, padding, dilation):
-        dw[:, :, h, v] += np.einsum("ngd,ngc->gdc", dy[:, p, q], x[:, i, j])
+    for h, v, reading, read in _terms(x.shape[1:3], kernel, dy.shape[1:3], stride, padding, dilation):
+        dw[:, :, h, v] = np.einsum("npqgd,npqgc->gdc", dy[reading], x[read])
     return dw.reshape(groups * dy.shape[4], *kernel, x.shape[4])
 
 
@@ -95,8 +98,8 @@ def input_grad(
     """Return dx for an input of this size."""
     dy, w = _split(dy, groups), _kernels(w, groups)
     dx = np.zeros((dy.shape[0], *size, groups, w.shape[4]))
-    for p, q, h, v, i, j in _terms(size, w.shape[2:4], dy.shape[1:3], stride, padding, dilation):
-        dx[:, i, j] += np.einsum("ngd,gdc->ngc", dy[:, p, q], w[:, :, h, v])
+    for h, v, reading, read in _terms(size, w.shape[2:4], dy.shape[1:3], stride, padding, dilation):
+        dx[read] += np.einsum("npqgd,gdc->npqgc", dy[reading], w[:, :, h, v])
     return dx.reshape(dy.shape[0], *size, groups * w.shape[4])
 
 
