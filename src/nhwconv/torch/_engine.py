@@ -6,11 +6,10 @@ options. Results are PyTorch's own memory: nhwconv writes into tensors that are 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from operator import and_, itemgetter
+from operator import itemgetter
 from typing import Any
 
 import numba
@@ -25,7 +24,6 @@ from .. import checks, ops
 from ..checks import words_of
 from ..layouts import Layout
 from ..planning import Backward, Plan
-from ..problem import ConvProblem, Pass
 from ..program import ARRAYS, Program
 from ..runtime import executor, machine
 from ..strategies.turning import channels_first
@@ -43,8 +41,6 @@ __all__ = [
     "refusal",
     "room_for_result",
 ]
-
-_log = logging.getLogger("nhwconv.torch")
 
 #: Tensors of these dtypes are NumPy arrays that nhwconv takes; NumPy has no bfloat16.
 DTYPES = frozenset((torch.float32, torch.float64, torch.float16))
@@ -81,8 +77,8 @@ class Call:
     """What is known of a convolution before its data."""
 
     __slots__ = (
-        "_forward", "_gradients", "_lies", "_make_backward", "empty", "geometry", "kind", "left", "options", "plan",
-        "refused", "shape", "strides",
+        "_forward", "_gradients", "_lies", "_make_backward", "empty", "geometry", "kind", "options", "plan", "refused",
+        "shape", "strides",
     )  # fmt: skip
 
     def __init__(self, x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> None:
@@ -105,17 +101,10 @@ class Call:
         with words_of(self.kind.name):  # an error here is the strategy's, and the caller's
             #: Of the forward pass.
             self.plan: Plan = make(*arguments, options.strategies)
-        #: Whether PyTorch makes the result, and the gradients of input, weight and bias; nothing where it makes none.
-        self.left: tuple[bool, ...] = ()
-        reasons = _left(self.plan.problem, options)
-        if all(reasons):
-            self.refused = reasons[0]
-            return
-        if any(reasons):
-            self.left = tuple(reason is not None for reason in reasons)
-            _log.debug(
-                "of %s PyTorch's own passes run: %s", self.plan.problem, "; ".join(sorted({*filter(None, reasons)}))
-            )
+        if options.strategy == "auto" and not self.kind.transposed:
+            self.refused = left_to_torch(self.plan.problem)
+            if self.refused is not None:
+                return
         self._make_backward = partial(make_backward, *arguments, strategy=options.strategies)
         n, *size, d = self.plan.result_shape
         y = room_for_result((n, d, *size), gives_channels_last(x, w), device="meta")
@@ -154,16 +143,6 @@ _PLANS: tuple[tuple[Any, Any], ...] = (
     (ops.forward_plan, ops.backward_plan),
     (ops.transposed_plan, ops.transposed_backward_plan),
 )
-
-
-def _left(problem: ConvProblem, options: Options) -> list[str | None]:
-    """Return why PyTorch makes the result, and the gradients of input, weight and bias; None for those of nhwconv."""
-    if options.strategy != "auto":
-        return [None] * 4
-    passes: tuple[Pass, ...] = ("forward", "input_grad", "weight_grad", "weight_grad")
-    if options.kind.transposed:
-        passes = "input_grad", "forward", *passes[2:]
-    return [left_to_torch(problem, pass_) for pass_ in passes]
 
 
 def _shape(t: Tensor) -> tuple[int, ...]:
@@ -369,8 +348,6 @@ class _Way:
 
 def forward(call: Call, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """Return the convolution, in PyTorch's memory format."""
-    if call.left and call.left[0]:
-        return _with_strides(pytorchs_forward(x, w, b, call.options), call.strides)
     y = torch.empty_strided(call.shape, call.strides, dtype=x.dtype)
     if not call.empty:
         way = call.forward(b is not None)
@@ -382,20 +359,6 @@ def backward(
     call: Call, x: Tensor, w: Tensor, dy: Tensor, needs: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return the gradients of input, weight and bias, each with its tensor's strides; None where not needed."""
-    theirs = tuple(map(and_, needs, call.left[1:])) if call.left else ()
-    if not any(theirs):
-        return _backward(call, x, w, dy, needs)
-    ours = tuple(needed and not left for needed, left in zip(needs, theirs, strict=True))
-    more = _backward(call, x, w, dy, ours) if any(ours) else (None,) * 3
-    made = pytorchs_backward(x, w, dy, theirs, call.options)
-    dx, dw, db = (b if a is None else a for a, b in zip(made, more, strict=True))
-    return dx, dw, db
-
-
-def _backward(
-    call: Call, x: Tensor, w: Tensor, dy: Tensor, needs: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients that nhwconv makes."""
     dx = torch.empty_like(x) if needs[0] else None
     dw = torch.empty_like(w) if needs[1] else None
     db = torch.empty(call.shape[1], dtype=w.dtype) if needs[2] else None
@@ -419,11 +382,6 @@ def _within(t: Tensor, pads: Sequence[int]) -> Tensor:
         before, behind = pads[2 * i : 2 * i + 2]
         t = t.narrow(2 + i, before, t.shape[2 + i] - before - behind)
     return t
-
-
-def _with_strides(t: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return a tensor with these strides: itself where it has them."""
-    return t if t.stride() == strides else torch.empty_strided(t.shape, strides, dtype=t.dtype).copy_(t)
 
 
 def pytorchs_forward(x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> Tensor:

@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 from . import _engine
 from ._function import conv1d, conv2d, conv_transpose1d, conv_transpose2d
-from ._left import left_of_layer
 from ._options import KINDS, check_strategy
 
 _log = logging.getLogger("nhwconv.torch")
@@ -333,14 +332,11 @@ class Replaced(list[str]):
     ----------
     left : dict of str to str
         The names of the convolutions that were left to PyTorch, and why.
-    partly : dict of str to str
-        The names of changed layers of which PyTorch does some passes, for images of some sizes at least, and why.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.left: dict[str, str] = {}
-        self.partly: dict[str, str] = {}
 
 
 def replace_conv(model: nn.Module, *, strategy: str | tuple[str, ...] = "auto") -> Replaced:
@@ -455,10 +451,6 @@ def _change(model: nn.Module, kinds: tuple[Any, ...], strategy: str | tuple[str,
         if reason is not None:
             changed.left[name] = reason
             continue
-        if strategy == "auto":
-            slow = left_of_layer(layer.groups, layer.weight.shape[1], str(layer.weight.dtype).removeprefix("torch."))
-            if slow:
-                changed.partly[name] = "; ".join(slow.values())
         if ours:
             _change_class(layer, _replaced(_own_class(layer)))
             layer.strategy = strategy
