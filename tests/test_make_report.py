@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -94,16 +95,31 @@ def test_a_short_report_takes_less_and_says_so(report: ModuleType, monkeypatch: 
     given = report.arguments(["--short", "--networks", "jax:resnet18"])
     found = list(report.measure(given))[-1]
     assert asked == [("jax:resnet18", "float32"), ("float32", report.SHORT["seconds"])]
-    assert "--short" in found["command"]
+    assert found["command"] == 'make report ARGS="--short --networks jax:resnet18"'
 
 
 def test_a_chart_of_nothing_says_how_to_fill_it(report: ModuleType) -> None:
     assert "make report" in report.draw([])
 
 
-def test_the_page_keeps_all_but_its_place(report: ModuleType, tmp_path: Path) -> None:
-    page = tmp_path / "performance.md"
-    page.write_text((ROOT / "docs" / "performance.md").read_text(encoding="utf-8"), encoding="utf-8")
+def test_the_readme_gets_the_networks_in_pytorch(report: ModuleType) -> None:
+    names, _, gains = report.summary(FOUND["rows"]).splitlines()
+    assert cells(names)[1:] == ["resnet18"]
+    assert cells(gains)[1:] == ["1.50"]
+
+
+def test_the_pages_say_what_was_measured_last(report: ModuleType) -> None:
+    """Nobody has changed a figure by hand, or one page without the other."""
+    found = json.loads((ROOT / "docs" / "report.json").read_text(encoding="utf-8"))
+    assert report.summary(found["rows"]) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.tables(found) in (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert report.draw(found["rows"]) == (ROOT / "docs" / "report.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", ["docs/performance.md", "README.md"])
+def test_the_page_keeps_all_but_its_place(report: ModuleType, tmp_path: Path, name: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
     before = page.read_text(encoding="utf-8")
     report.fill(page, "| a |")
     once = page.read_text(encoding="utf-8")
@@ -125,8 +141,6 @@ def test_a_page_without_a_place_is_an_error(report: ModuleType, tmp_path: Path) 
 def test_what_was_measured_is_written_again(
     report: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import json
-
     (tmp_path / "report.json").write_text(json.dumps(FOUND), encoding="utf-8")
     (tmp_path / "performance.md").write_text(
         "<!-- make report: begin -->\n<!-- make report: end -->\n", encoding="utf-8"

@@ -1,4 +1,4 @@
-"""Time layers and networks against PyTorch and JAX; fill docs/performance.md and draw docs/report.svg.
+"""Time layers and networks against PyTorch and JAX; fill docs/performance.md and README.md, and draw docs/report.svg.
 
     make report                                                # all of it: about an hour
     make report ARGS="--short"                                 # fewer networks and layers, float32: eight minutes
@@ -105,7 +105,7 @@ def network(name: str, dtype: str, given: argparse.Namespace) -> Row:
 
 def measure(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Yield what has been measured so far, after each network and dtype; say on standard error what comes next."""
-    command = 'make report ARGS="--short"' if given.short else "make report"
+    command = f'make report ARGS="{given.given}"' if given.given else "make report"
     found: dict[str, Any] = {"machine": machine(), "command": command, "images": [given.batch, given.size], "rows": []}
     for dtype in given.dtypes:
         for name in given.networks:
@@ -190,6 +190,16 @@ def tables(found: dict[str, Any]) -> str:
         f"**Measured** by `{found['command']}` **on:** "
         + "; ".join(f"{name} {text}" for name, text in found["machine"].items()) + ".",
     ))  # fmt: skip
+
+
+def summary(rows: list[Row]) -> str:
+    """Return what the README says: the networks in PyTorch, in float32."""
+    found = [
+        row for row in rows if row["kind"] == "network" and row["dtype"] == "float32" and "torch" in row["seconds"]
+    ]
+    names = [row["name"].split(":")[1] for row in found]
+    gains = [times_as_fast(gain(row, "torch")) for row in found]
+    return markdown(["a training step in PyTorch", *names], [["times as fast with nhwconv", *gains]])
 
 
 def fill(page: Path, text: str) -> None:
@@ -308,7 +318,9 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--network-seconds", type=float, default=15, help="how long each contender steps")
     if parser.parse_known_args(given)[0].short:
         parser.set_defaults(**SHORT)
-    return parser.parse_args(given)
+    found = parser.parse_args(given)
+    found.given = " ".join(sys.argv[1:] if given is None else given)
+    return found
 
 
 def main() -> None:
@@ -322,6 +334,8 @@ def main() -> None:
     text = tables(found)
     print(text)
     fill(given.out / "performance.md", text)
+    if given.out == ROOT / "docs":
+        fill(ROOT / "README.md", summary(found["rows"]))
     (given.out / "report.svg").write_text(draw(found["rows"]), encoding="utf-8")
 
 
