@@ -328,7 +328,7 @@ def ran(run: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> bool:
 def test_small_single_images_are_left_to_pytorch(
     x: Any, w: Any, options: Any, left: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Forward and backward, and the result is PyTorch's to the bit; what is asked for by name is never overruled."""
+    """Where gradients are recorded, and they are PyTorch's to the bit; what is asked for by name is never overruled."""
     monkeypatch.setattr(_left, "PIXELS", 64)
     monkeypatch.setattr(_engine, "_calls", {})
     name = f"conv{len(w) - 2}d"
@@ -336,6 +336,7 @@ def test_small_single_images_are_left_to_pytorch(
     arrays = [torch.randn(shape) for shape in (x, w, w[:1])]
     got: list[torch.Tensor] = []
     assert ran(lambda: got.extend(results(ours, arrays, options)), monkeypatch) is not left
+    assert ran(lambda: ours(*arrays, **options), monkeypatch)
     expected = results(theirs, arrays, {key: value for key, value in options.items() if key != "strategy"})
     torch.testing.assert_close(got, expected, rtol=0 if left else 1e-3, atol=0 if left else 1e-3)
 

@@ -77,8 +77,8 @@ class Call:
     """What is known of a convolution before its data."""
 
     __slots__ = (
-        "_forward", "_gradients", "_lies", "_make_backward", "empty", "geometry", "kind", "options", "plan", "refused",
-        "shape", "strides",
+        "_forward", "_gradients", "_lies", "_make_backward", "empty", "geometry", "kind", "left", "options", "plan",
+        "refused", "shape", "strides",
     )  # fmt: skip
 
     def __init__(self, x: Tensor, w: Tensor, b: Tensor | None, options: Options) -> None:
@@ -101,10 +101,10 @@ class Call:
         with words_of(self.kind.name):  # an error here is the strategy's, and the caller's
             #: Of the forward pass.
             self.plan: Plan = make(*arguments, options.strategies)
+        #: Why PyTorch does this where gradients are recorded, if it does.
+        self.left: str | None = None
         if options.strategy == "auto" and not self.kind.transposed:
-            self.refused = left_to_torch(self.plan.problem)
-            if self.refused is not None:
-                return
+            self.left = left_to_torch(self.plan.problem)
         self._make_backward = partial(make_backward, *arguments, strategy=options.strategies)
         n, *size, d = self.plan.result_shape
         y = room_for_result((n, d, *size), gives_channels_last(x, w), device="meta")

@@ -329,7 +329,7 @@ def _eagerly(input: Tensor, weight: Tensor, bias: Tensor | None, options: Option
     if torch.is_grad_enabled() and (
         input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        return _apply(call, input, weight, bias)
+        return _apply(call, input, weight, bias) if call.left is None else call.left
     return _forward(call, input, weight, bias)
 
 

@@ -1,8 +1,8 @@
 """Which convolutions are left to PyTorch, because it does them sooner: a rule on the problem, never a clock.
 
-PyTorch sums few pixels of a single image in C++ from end to end, without oneDNN. Such a call is over before one of
-nhwconv's, which begins in Python, has reached its kernel. With more images, more pixels, groups or a larger kernel
-PyTorch prepares a call of oneDNN, which takes longer than all of nhwconv's.
+PyTorch sums few pixels of a single image in C++ from end to end, without oneDNN, and records and computes its gradients
+before nhwconv, whose part of that is in Python, has begun. With more images, groups or a larger kernel PyTorch prepares
+calls of oneDNN, which take longer than all of nhwconv's. Where nothing is recorded, there is nothing to gain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KERNEL = 3
 
 
 def left_to_torch(problem: ConvProblem) -> str | None:
-    """Return why PyTorch does a convolution, or None where nhwconv does it."""
+    """Return why PyTorch does a convolution and its gradients, or None where nhwconv does."""
     pixels = problem.oh * problem.ow
     small = (
         problem.n == 1 and pixels <= PIXELS and pixels * problem.d * problem.kh * problem.kw * problem.cg <= PRODUCTS
