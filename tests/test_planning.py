@@ -444,6 +444,7 @@ def test_a_plan_follows_the_number_of_threads(monkeypatch):
     """A plan that was made for some threads uses as many as there are when it is called."""
     case = Case(n=2, h=30, w=30, c=24, d=32)
     data, plan, seen = data_of(case, np.float32), made("forward", case), []
+    machine.threads()  # which starts them: what stands in for it does not
     execute = executor.run
     monkeypatch.setattr(executor, "run", lambda program, *a: seen.append(program.workers) or execute(program, *a))
     for count in (1, 2, 5, 1):
