@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache, cached_property, lru_cache, partial
 from typing import Any
@@ -22,7 +22,7 @@ from .runtime.arrays import Array
 from .strategies import AUTO, HWIO, REGISTRY, Wanted
 from .strategies import half as halves
 from .strategies.bias import SERIAL, bias_steps, sum_pixels
-from .strategies.turning import with_images, with_weights
+from .strategies.turning import TOGETHER, with_images, with_weights
 
 __all__ = ["Backward", "Form", "Plan", "bias_program", "bias_program_of", "execute", "make_plan", "strategy_names"]
 
@@ -73,7 +73,7 @@ class Plan:
     # ----------------------------------------------------------------------------------------- programs
 
     @cached_property
-    def _programs(self) -> dict[tuple[bool, bool, int], Program]:
+    def _programs(self) -> dict[tuple[Wanted, frozenset[str]], Program]:
         return {}
 
     @cached_property
@@ -86,17 +86,24 @@ class Plan:
         """Whether one thread is done before several are started."""
         return self.cost < machine.SERIAL_CYCLES
 
-    def program(self, bias: bool = False, accumulate: bool = False, threads: int = 0) -> Program:
+    def program(
+        self, bias: bool = False, accumulate: bool = False, threads: int = 0, first: frozenset[str] = frozenset()
+    ) -> Program:
         """Return what runs: with a bias, which a weight gradient's program makes as well; added to what is there.
 
-        On so many threads at most, where they are worth it; 0 for as many as Numba uses.
+        On so many threads at most, where they are worth it; 0 for as many as Numba uses. Arrays whose names are in
+        `first` have their channels first, whatever the plan's layout is.
         """
-        wanted = bias, accumulate, _workers(self, threads)
-        found = self._programs.get(wanted)
+        wanted = Wanted(bias, accumulate, _workers(self, threads))
+        found = self._programs.get((wanted, first))
         if found is None:
-            program = self.of_images_as_they_are(Wanted(*wanted))
-            found = self._programs[wanted] = _with_images(program, self.problem, self.form.layout)
+            made = _with_layout(self.of_so_many_images, self.problem, wanted, self.form.layout, first)
+            found = self._programs[wanted, first] = made
         return found
+
+    def of_so_many_images(self, images: int, wanted: Wanted) -> Program:
+        """Return the program for so many images with their channels last, and weights in the plan's layout."""
+        return replace(self, problem=replace(self.problem, n=images)).of_images_as_they_are(wanted)
 
     def of_images_as_they_are(self, wanted: Wanted) -> Program:
         """Return the program for images with their channels last, and weights in the plan's layout."""
@@ -325,7 +332,7 @@ class Backward:
         self.shapes: dict[str, Shape] = {"dx": self.x, "dw": self.form.w, "db": self.form.b}
         #: What the program calls x, w, dy, dx, dw and db.
         self.operands = _TRANSPOSED if transposed else _BACKWARD
-        self._programs: dict[tuple[bool, int], Program] = {}
+        self._programs: dict[tuple[bool, int, frozenset[str]], Program] = {}
 
     def fits(self, x: Any, w: Any, dy: Any) -> bool:
         """Whether these are arrays that can be used as they are; x and w are of the plan's shapes."""
@@ -359,25 +366,28 @@ class Backward:
         passes = {"dw": self.weight_grad, "dx": self.input_grad}
         return sum(plan.cost for name, plan in passes.items() if name in self.needs) < machine.SERIAL_CYCLES
 
-    def program(self, accumulate: bool, threads: int = 0) -> Program:
-        """Return what runs, on so many threads at most; 0 for as many as Numba uses."""
-        workers = _workers(self, threads)
-        found = self._programs.get((accumulate, workers))
+    def program(self, accumulate: bool, threads: int = 0, first: frozenset[str] = frozenset()) -> Program:
+        """Return what runs, on so many threads at most; 0 for as many as Numba uses; `first` as in a plan's program."""
+        wanted = Wanted(accumulate=accumulate, workers=_workers(self, threads))
+        found = self._programs.get((accumulate, wanted.workers, first))
         if found is None:
-            program = Program.joined(self._parts(accumulate, workers))
-            found = self._programs[accumulate, workers] = _with_images(program, self.problem, self.form.layout)
+            made = _with_layout(self._of_so_many_images, self.problem, wanted, self.form.layout, first)
+            found = self._programs[accumulate, wanted.workers, first] = made
         return found
 
-    def _parts(self, accumulate: bool, workers: int) -> Iterable[Program]:
+    def _of_so_many_images(self, images: int, wanted: Wanted) -> Program:
+        return Program.joined(self._parts(images, wanted))
+
+    def _parts(self, images: int, wanted: Wanted) -> Iterable[Program]:
         together = "dw" in self.needs and "db" in self.needs and not self.transposed
         if "dw" in self.needs:
-            yield self.weight_grad.of_images_as_they_are(Wanted(together, accumulate, workers))
+            yield self.weight_grad.of_so_many_images(images, wanted._replace(bias=together))
         if "db" in self.needs and not together:
-            shape = self.problem.x_shape if self.transposed else self.problem.y_shape
-            program = bias_program_of(shape, self.problem.dtype, accumulate)
+            _, h, w, channels = self.problem.x_shape if self.transposed else self.problem.y_shape
+            program = bias_program(images * h * w, channels, self.problem.dtype, wanted.accumulate)
             yield program.moved({"dy": Place("x")}) if self.transposed else program
         if "dx" in self.needs:
-            yield self.input_grad.of_images_as_they_are(Wanted(workers=workers))
+            yield self.input_grad.of_so_many_images(images, Wanted(workers=wanted.workers))
 
 
 def _workers(plan: Plan | Backward, threads: int) -> int:
@@ -385,9 +395,24 @@ def _workers(plan: Plan | Backward, threads: int) -> int:
     return 1 if plan.serial else threads or machine.threads()
 
 
-def _with_images(program: Program, problem: ConvProblem, layout: Layout) -> Program:
-    x, y = problem.x_shape, problem.y_shape
-    return with_images(program, {"x": x, "dx": x, "dy": y, "y": y}, layout.images, problem.dtype.itemsize)
+#: Arrays of images, and of weights.
+_IMAGES, _WEIGHTS = frozenset(("x", "dx", "dy", "y")), frozenset(("w", "dw"))
+
+
+def _with_layout(
+    make: Callable[[int, Wanted], Program], problem: ConvProblem, wanted: Wanted, layout: Layout, first: frozenset[str]
+) -> Program:
+    """Return a program for images of a layout, and for arrays that have their channels first besides."""
+
+    def block(images: int, accumulate: bool) -> Program:
+        return make(images, wanted._replace(accumulate=accumulate))
+
+    x, y, itemsize = problem.x_shape, problem.y_shape, problem.dtype.itemsize
+    shapes, names = {"x": x, "dx": x, "dy": y, "y": y}, first if layout.images == "NHWC" else first | _IMAGES
+    # Several times as many bytes of images as of weights, whose gradient each block adds to.
+    together = max(TOGETHER, 4 * math.prod(problem.w_shape) * itemsize)
+    made = replace(with_images(block, shapes, names, itemsize, wanted.accumulate, together), problem=problem)
+    return with_weights(made, problem, "OIHW", wanted, first & _WEIGHTS)
 
 
 def bias_program(pixels: int, d: int, dtype: np.dtype[Any], accumulate: bool) -> Program:
@@ -398,8 +423,12 @@ def bias_program(pixels: int, d: int, dtype: np.dtype[Any], accumulate: bool) ->
 
 def bias_program_of(shape: Shape, dtype: np.dtype[Any], accumulate: bool, images: str = "NHWC") -> Program:
     """Return the bias gradient alone, for ``dy (n, oh, ow, d)`` that lies as this layout says."""
-    program = bias_program(math.prod(shape[:3]), shape[3], dtype, accumulate)
-    return with_images(program, {"dy": shape}, images, dtype.itemsize)
+    _, h, w, d = shape
+
+    def block(images: int, accumulate: bool) -> Program:
+        return bias_program(images * h * w, d, dtype, accumulate)
+
+    return with_images(block, {"dy": shape}, () if images == "NHWC" else ("dy",), dtype.itemsize, accumulate)
 
 
 @lru_cache(maxsize=1024)

@@ -32,6 +32,8 @@ I64 = ir.IntType(64)
 I1 = ir.IntType(1)
 SCALARS = {"float32": ir.FloatType(), "float64": ir.DoubleType()}
 _SUFFIX = {"float32": "f32", "float64": "f64"}
+#: What x86 calls them in the names of its instructions, by their size.
+_SUFFIX_X86 = {4: "sf", 8: "df"}
 _ITEMSIZE = {"float32": 4, "float64": 8}
 
 
@@ -169,6 +171,10 @@ class Emitter:
         """Return the mask of lanes below `count`, which may be zero, negative or more than there are."""
         positions = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
         return self.builder.icmp_signed("<", positions, self.splat(count))
+
+    def permute(self, value, order):
+        """Return ``value[order[i]]`` in lane i; `order` is a vector of integers of the numbers' size."""
+        return self.call(f"llvm.x86.avx512.permvar.{_SUFFIX_X86[self.itemsize]}.512", self.vector, [value, order])
 
     def concatenate(self, addresses):
         """Load a vector in pieces of 16 bytes from these addresses."""

@@ -30,6 +30,7 @@ __all__ = [
     "flops_a_cycle",
     "has_fma",
     "lanes",
+    "permutes",
     "registers",
     "target",
     "threads",
@@ -86,6 +87,11 @@ def registers() -> int:
 def has_fma() -> bool:
     """Return whether a multiply and an add are one instruction."""
     return "vfmadd" in _assembly() or "fmla" in _assembly()
+
+
+def permutes() -> bool:
+    """Return whether one instruction brings the numbers of a vector into an order that is in a register: AVX-512's."""
+    return vector_bytes() == 64
 
 
 def lanes(itemsize: int) -> int:

@@ -31,7 +31,7 @@ def inside(first, size, step, count):
 @device
 def channel_blocks(size, block, lanes):
     """Return the number of blocks of channels; the last takes a rest of fewer than `lanes` with it."""
-    return ceil_div(size - lanes + 1, block)
+    return max(1, ceil_div(size - lanes + 1, block))
 
 
 @device

@@ -8,23 +8,26 @@ Arrays are turned in blocks that stay in L1, by any number of threads.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from ..codegen.simd import at, integers, numbers, transpose, transpose_exact
 from ..problem import ConvProblem
-from ..program import Part, Place, Program, Step, places
+from ..program import AnyStep, Part, Place, Program, Step, places
 from ..runtime import machine
 from ..runtime.jit import Body, ceil_div, device
 from ..runtime.records import Record, record
 from .base import Wanted
 
-__all__ = ["channels_first", "transpose_matrix", "turn", "turn_step", "with_images", "with_weights"]
+__all__ = ["transpose_matrix", "turn", "turn_step", "with_images", "with_weights"]
 
 #: Rows and columns of a task.
 BLOCK = 64
+#: Bytes of images that are turned at a time.
+TOGETHER = 8 * 2**20
 
 
 class Turned(Record):
@@ -89,7 +92,9 @@ def turn(LANES: int, ITEMSIZE: int) -> Body:
     return Body(turn if ITEMSIZE > 2 else turn_half)
 
 
-def turn_step(sizes: tuple[int, int, int], itemsize: int, source: str | Part, target: str | Part) -> Step:
+def turn_step(
+    sizes: tuple[int, int, int], itemsize: int, source: str | Part | Place, target: str | Part | Place
+) -> Step:
     """Return the step that transposes so many matrices of so many rows and columns."""
     count, rows, columns = sizes
     tasks = count * math.ceil(rows / BLOCK) * math.ceil(columns / BLOCK)
@@ -125,14 +130,65 @@ class _Turning:
         return replace(inner, steps=(*self._before, *inner.steps, *self._after), _images={})
 
 
-def with_images(program: Program, shapes: Mapping[str, tuple[int, ...]], images: str, itemsize: int) -> Program:
-    """Return a program for images that lie as this layout says; their shapes are ``(n, h, w, c)``."""
-    if images == "NHWC":
+def with_images(
+    make: Callable[[int, bool], Program],
+    shapes: Mapping[str, tuple[int, ...]],
+    first: Container[str],
+    itemsize: int,
+    accumulate: bool = False,
+    together: int = TOGETHER,
+) -> Program:
+    """Return a program for images ``(n, h, w, c)``, of which the arrays of these names have their channels first.
+
+    These are turned in blocks of images, of about `together` bytes, which stay in a cache until their results are
+    turned back; so no call holds a whole array twice. ``make(images, accumulate)`` returns the program of so many
+    images with their channels last, whose gradients of weights and bias are added to what is there.
+    """
+    n = next(iter(shapes.values()))[0]
+    program = make(n, accumulate)
+    used = {place.source for step in program.steps for place in step.places}
+    sizes = {name: math.prod(shape[1:]) * itemsize for name, shape in shapes.items() if name in used}
+    turned = [name for name in sizes if name in first]
+    if not turned:
         return program
-    turning = _Turning(program, itemsize)
-    for name, (n, h, w, c) in shapes.items():
-        turning.turn(name, (n, c, h * w), name in ("x", "dy"), name in ("dx", "y"))
-    return turning.program()
+    blocks = min(n, math.ceil(n * sum(sizes[name] for name in turned) / together)) if program.native and n else 1
+    bounds = [i * n // blocks for i in range(blocks + 1)]
+    parts = {name: Part(max(b - a for a, b in pairwise(bounds)) * sizes[name], name) for name in turned}
+    made: dict[tuple[int, bool], Program] = {}
+    steps: list[AnyStep] = []
+    for start, end in pairwise(bounds):
+        kind = end - start, accumulate or start > 0
+        block = made[kind] if kind in made else make(*kind)
+        arrays = {name: Place(name, start * size) for name, size in sizes.items()}
+        matrices = {name: (end - start, shapes[name][3], math.prod(shapes[name][1:3])) for name in turned}
+        for name, (images, channels, pixels) in matrices.items():
+            if name in ("x", "dy"):
+                steps.append(turn_step((images, channels, pixels), itemsize, arrays[name], parts[name]))
+        ready = _of_weights(block) if kind in made else set()
+        moved = block.moved(arrays | {name: Place(part) for name, part in parts.items()})
+        steps += [step for i, step in enumerate(moved.steps) if i not in ready]
+        for name, (images, channels, pixels) in matrices.items():
+            if name in ("dx", "y"):
+                steps.append(turn_step((images, pixels, channels), itemsize, parts[name], arrays[name]))
+        made[kind] = block
+    programs = made.values()
+    workers, extra = (max(getattr(p, name) for p in programs) for name in ("workers", "extra"))
+    return Program(tuple(steps), workers, extra, program.ran, program.problem)
+
+
+def _of_weights(program: Program) -> set[int]:
+    """Return the numbers of the steps that prepare weights, and so do the same for every block of images."""
+    prepared: set[str | Part] = {"w", "b"}
+    others: set[str | Part] = set()
+    found = set()
+    for i, step in enumerate(program.steps):
+        sources = {place.source for place in step.places}
+        if sources & prepared and all(s in prepared or (isinstance(s, Part) and s not in others) for s in sources):
+            prepared |= sources
+            found.add(i)
+        else:
+            others |= sources
+    return found
 
 
 def with_weights(
@@ -148,11 +204,3 @@ def with_weights(
         if name in names:
             turning.turn(name, sizes, reads, writes)
     return turning.program()
-
-
-def channels_first(program: Program, problem: ConvProblem, names: Container[str]) -> Program:
-    """Return a program for arrays of which these have their channels first: images as "NCHW", weights as "OIHW"."""
-    shapes = {"x": problem.x_shape, "dx": problem.x_shape, "dy": problem.y_shape, "y": problem.y_shape}
-    images = {name: shape for name, shape in shapes.items() if name in names}
-    program = with_images(program, images, "NCHW", problem.dtype.itemsize)
-    return with_weights(program, problem, "OIHW", Wanted(), names)

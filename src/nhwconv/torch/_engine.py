@@ -26,7 +26,6 @@ from ..layouts import Layout
 from ..planning import Backward, Plan
 from ..program import ARRAYS, Program
 from ..runtime import executor, machine
-from ..strategies.turning import channels_first
 from ._left import left_to_torch
 from ._options import Options
 
@@ -304,7 +303,7 @@ class _Way:
         native = make(threads=1).native
         named = dict(zip(plan.operands, lies, strict=True))
         #: What the program turns, and which tensors PyTorch converts.
-        self._turned = {name for name, lie in named.items() if native and lie == _FIRST}, plan.problem
+        self._turned = frozenset(name for name, lie in named.items() if native and lie == _FIRST)
         self._through = tuple(lie != _LAST and not (native and lie == _FIRST) for lie in lies)
         #: Whether there is nothing but to pass addresses.
         self._direct = native and not any(self._through)
@@ -332,8 +331,7 @@ class _Way:
         threads = 1 if self._serial else _threads()
         program = self._programs.get(threads)
         if program is None:
-            names, problem = self._turned
-            program = self._programs[threads] = channels_first(self._make(threads=threads), problem, names)
+            program = self._programs[threads] = self._make(threads=threads, first=self._turned)
         if program.native:
             try:
                 addresses = [0 if t is None else t.data_ptr() for t in tensors]

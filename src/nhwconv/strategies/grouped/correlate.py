@@ -84,6 +84,10 @@ class Taps(Lanes):
     matrix: int
 
 
+#: Bytes within which all CPUs shuffle at no cost beside a load's.
+_CHEAP = 16
+
+
 # ------------------------------------------------------------------------------------------------- plan
 
 
@@ -120,6 +124,9 @@ def correlate_steps(
     columns = phases[0][1]
     lengths = {q.taps for _, q in phases if q.taps} or {1}
     literal = literal_of(lengths, columns.stride, columns.dilation, spread.pattern)
+    if literal.loads_much and spread.cg * itemsize > _CHEAP:
+        spread = spread._replace(permuted=True)
+        literal = literal._replace(pattern=spread.pattern)
     pack, packed = _pack_step(problem, spread, backward, bias)
     # A block of rows of a task, the same part of every phase.
     p = max(r.out for r, _ in phases)
@@ -233,7 +240,7 @@ class _RowOfOutputs:
             x = builder.gep(x, [builder.mul(row.index, value["x_r"])])
             taps = builder.gep(self.of["taps"], [builder.mul(row.index, value["w_r"])])
             with cgutils.for_range(builder, value["cg"]) as k:
-                self._tap_row(builder.gep(x, [k.index]), builder.gep(taps, [builder.mul(k.index, value["w_k"])]))
+                self._tap_row(self.rows.channel(x, k.index), builder.gep(taps, [builder.mul(k.index, value["w_k"])]))
         self._store(pixel)
 
     def _tap_row(self, x, taps):

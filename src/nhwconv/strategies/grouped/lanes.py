@@ -4,15 +4,20 @@ A vector of y holds as many whole groups as fit, side by side as in memory; of a
 holds a part. So all vectors of y are alike: lane i belongs to group ``i // dg`` of its vector, and what it reads of x,
 the k-th channel of this group, lies ``i // dg * cg`` elements behind the k-th channel of the first group.
 
-For every k that is the same pattern, k elements further on. Where a vector holds one or two groups, each number is
-broadcast. Otherwise it takes loads of whole vectors and shuffles that are known when code is emitted: none with one
-channel a group, one of the vector that is loaded where as many channels come in as go out, more where more come in.
+For every k that is the same pattern, k elements further on. There are three ways to bring it in:
+
+* one load of all channels of the groups, aligned as the groups are, and a permutation that depends on k, where the CPU
+  takes the order of lanes from a register: for who loads much;
+* loads of whole vectors, k elements on, and shuffles that are known when code is emitted: none with one channel a
+  group, one where as many channels come in as go out, more where more come in;
+* broadcasts, where a vector of y holds one group, or two and shuffles across a whole vector are slow.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+from ...runtime import machine
 from ...runtime.jit import device
 from ...runtime.records import Record
 
@@ -26,6 +31,7 @@ class Spread(NamedTuple):
     cg: int
     dg: int
     lanes: int
+    permuted: bool = False  #: where that can be
 
     @property
     def whole(self) -> int:
@@ -45,12 +51,15 @@ class Spread(NamedTuple):
     @property
     def pattern(self) -> Pattern:
         """What is emitted; it is the same for all groups that fill a vector by themselves."""
-        return Pattern(self.whole, self.cg, self.dg) if self.whole > 1 else Pattern(1, 0, 0)
+        if self.whole == 1:
+            return Pattern(1, 0, 0)
+        possible = self.cg > 1 and self.whole * self.cg <= self.lanes and machine.permutes()
+        return Pattern(self.whole, self.cg, self.dg, self.permuted and possible)
 
     def fields(self) -> dict[str, int]:
         """Return the fields of `Lanes`."""
         last = self.pattern.loads(self.lanes)[-1]
-        reach = last.offset + last.width + self.cg - 1
+        reach = last.offset + last.width + (0 if self.pattern.permuted else self.cg - 1)
         return dict(
             groups=self.groups, cg=self.cg, dg=self.dg, whole=self.whole, pieces=self.pieces, vectors=self.vectors,
             reach=reach,
@@ -71,17 +80,22 @@ class Load(NamedTuple):
 
 
 class Pattern(NamedTuple):
-    """What the lanes of a vector read: lane i element ``i // dg * cg``, of `whole` groups; of one, all the same."""
+    """What the lanes of a vector read: lane i element ``i // dg * cg``, of `whole` groups; of one, all the same.
+
+    `permuted` says that a load brings in all channels of these groups, each of which a permutation takes to its lanes.
+    """
 
     whole: int
     cg: int
     dg: int
+    permuted: bool = False
 
     def loads(self, lanes: int) -> list[Load]:
         """Return the loads that bring in a channel of every group: each of as many groups as it reaches."""
         if self.whole == 1:
             return [Load(0, 1, dict.fromkeys(range(lanes), 0))]
-        each, width = (1, 1) if self.whole == 2 else ((lanes - 1) // self.cg + 1, lanes)
+        broadcast = self.whole == 2 and not (machine.permutes() and 2 * self.cg <= lanes)
+        each, width = (1, 1) if broadcast else ((lanes - 1) // self.cg + 1, lanes)
         found = []
         for first in range(0, self.whole, each):
             groups = {i: i // self.dg - first for i in range(self.whole * self.dg)}

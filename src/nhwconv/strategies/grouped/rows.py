@@ -48,7 +48,13 @@ class Literal(NamedTuple):
     @property
     def name(self) -> str:
         """What the names of functions end in."""
-        return "_".join(map(str, (*self[:-1], *self.pattern)))
+        return "_".join(str(int(number)) for number in (*self[:-1], *self.pattern))
+
+    @property
+    def loads_much(self) -> bool:
+        """Whether a tile loads more than one column for two products."""
+        pixels = tiles()[0]
+        return 2 * len(columns(self, pixels, self.q1)) > pixels * self.q1
 
     def split(self, length: int) -> tuple[int, int]:
         """Return how many chunks of Q1 and of Q2 make a row of this length."""
@@ -119,15 +125,29 @@ class RowEmitter:
         self.mask = emit.first_lanes(value["channels"])
         self.full = builder.icmp_signed(">=", value["channels"], i64(emit.lanes))
         self.loads = literal.pattern.loads(emit.lanes)
+        #: in which order the numbers of a load come to their lanes, where that depends on the channel
+        self.order = None
         #: the lanes of the first of two groups: known when it runs, as this makes a broadcast load of one instruction
         self.low = emit.first_lanes(value["dg"])
         #: how many elements of each load exist
-        self.left = [builder.sub(value["elements"], i64(load.offset)) for load in self.loads]
+        others = literal.pattern.cg - 1 if literal.pattern.permuted else 0
+        self.left = [builder.sub(value["elements"], i64(load.offset - others)) for load in self.loads]
         self.masks = [emit.first_lanes(left) for left in self.left]
 
     def steps(self):
         """Return the pixels that one step of stride and one of dilation move; literal columns are counted in ones."""
         return (i64(1), i64(1)) if self.stride else (self.value["stride_w"], self.value["dilation_w"])
+
+    def channel(self, x, k):
+        """Return where a channel of the groups is loaded, from now on; `x` points to the first one."""
+        if not self.literal.pattern.permuted:
+            return self.builder.gep(x, [k])
+        number = ir.IntType(8 * self.emitter.itemsize)
+        first = self.loads[0].taken
+        kind = ir.VectorType(number, self.emitter.lanes)
+        places = ir.Constant(kind, [first.get(i, 0) for i in range(self.emitter.lanes)])
+        self.order = self.builder.add(places, self.emitter.splat(self.builder.trunc(k, number)))
+        return x
 
     def load_x(self, address, column, care):
         """Load what the lanes read of a pixel, as carefully as it takes."""
@@ -144,12 +164,14 @@ class RowEmitter:
             loaded = emit.broadcast(place) if load.width == 1 else emit.load(place, mask if masked else None)
             taken = {i: i for i in load.taken} if load.width == 1 else load.taken
             vector, at = (loaded, taken) if vector is None else self._merge(vector, at, loaded, taken)
+        if self.literal.pattern.permuted:
+            return self.emitter.permute(vector, self.order)
         return self._merge(vector, at, vector, {})[0] if any(i != element for i, element in at.items()) else vector
 
     def _merge(self, a, at, b, taken):
         """Return a vector whose lanes hold elements of a or of b, each in its place, and what is where then."""
         lanes = self.emitter.lanes
-        if self.literal.pattern.whole == 2:
+        if self.loads[0].width == 1:
             return self.builder.select(self.low, a, b), {i: i for i in (*at, *taken)}
         order = [at[i] if i in at else lanes + taken[i] if i in taken else i for i in range(lanes)]
         kind = ir.VectorType(ir.IntType(32), lanes)

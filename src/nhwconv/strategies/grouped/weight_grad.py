@@ -78,7 +78,7 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     itemsize = problem.dtype.itemsize
     lanes = machine.lanes(itemsize)
     rows, columns = forward_axes(problem)
-    spread = Spread(problem.groups, problem.cg, problem.dg, lanes)
+    spread = Spread(problem.groups, problem.cg, problem.dg, lanes, permuted=True)
     literal = literal_of({columns.taps}, columns.stride, columns.dilation, spread.pattern)
     chunks, part_v = literal.split(columns.taps), problem.kh * problem.kw * problem.cg * lanes
     part, lines = part_v * spread.vectors, problem.n * problem.oh
@@ -174,7 +174,7 @@ def _sums(dtype: str, literal: Literal) -> Native:
                 builder.position_at_end(block)
                 with cgutils.for_range(builder, value["cg"]) as k:
                     part = builder.gep(value["part"], [builder.mul(k.index, i64(emitted.emitter.lanes))])
-                    _emit_sums(emitted, taps, rows, builder.gep(value["x"], [k.index]), part)
+                    _emit_sums(emitted, taps, rows, emitted.channel(value["x"], k.index), part)
                 builder.branch(done)
         builder.position_at_end(done)
         builder.ret_void()

@@ -26,10 +26,11 @@ class Winograd:
     compiled = True
 
     def supports(self, problem: ConvProblem, pass_: Pass) -> str | None:
-        """Small kernels, with a stride or without, and a vector of channels in each group."""
-        lanes = machine.lanes(problem.compute_dtype.itemsize)
-        if min(problem.cg, problem.dg) < lanes:
-            return f"it needs {lanes} channels in each group, of x and of y"
+        """Small kernels, with a stride or without, and most of a vector of channels in each group."""
+        lanes, channels = machine.lanes(problem.compute_dtype.itemsize), min(problem.cg, problem.dg)
+        least = lanes if pass_ == "weight_grad" or problem.groups * channels < lanes else lanes * 3 // 4
+        if channels < least:
+            return f"it needs {least} channels in each group, of x and of y"
         found = filtered(problem, pass_)
         if not found:
             (sh, sw), kernels = problem.stride, f"{problem.kh}x{problem.kw} kernels"

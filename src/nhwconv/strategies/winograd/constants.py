@@ -31,6 +31,8 @@ class Cut:
     shared_channels: int = 128
     own_points: int = 2048
     own_channels: int = 64
+    #: Channels of the groups that are transformed together, at most: enough for whole cache lines one behind the other.
+    bundle_channels: int = 64
     #: Channels of y of a block; fewer, where there would be fewer tasks than this.
     block_channels: int = 128
     least_tasks: int = 8
@@ -38,8 +40,6 @@ class Cut:
     #: transform makes a vector.
     product: float = 1.1
     transform: int = 4
-    #: The cycles for a cache line of a pixel, where there are groups: the lines of one group lie apart.
-    apart: int = 6
     #: The cycles in which a register tile fetches and stores a vector of its sums, which matters where these are short.
     continued: int = 1
     #: Weight gradient: tiles of a block, and bytes of its channels in one pixel; slices, and elements of all their

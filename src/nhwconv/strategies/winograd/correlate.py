@@ -22,8 +22,8 @@ from ..axes import correlation_fields, packings
 from ..base import Wanted
 from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
 from .constants import CUT
-from .forms import Filtered, cycles
-from .tiles import Tiles, points_of, tiles_of, transform_inputs, transform_outputs, transform_weights
+from .forms import Filtered, bundles_of, cycles
+from .tiles import Tiles, groups_of, points_of, tiles_of, transform_inputs, transform_outputs, transform_weights
 
 __all__ = ["Winograd", "correlate", "correlate_steps", "transform_all_weights"]
 
@@ -54,11 +54,14 @@ def _blocks(problem: ConvProblem, phases: list[Filtered], groups: int, cg: int, 
     blocks_t = math.ceil(tiles / block_t)
     most_d = max(width, min(CUT.block_channels, dg * blocks_t * groups // CUT.least_tasks))
     block_d = largest_block(dg, most_d, width)
-    v = points * point_pitch(block_t * (block_k + lanes), lanes)
+    least = math.ceil(CUT.least_tasks / blocks_t)
+    bundles = bundles_of(groups, (cg, dg), lanes, least) if block_k >= cg and block_d >= dg else groups
+    together = math.ceil(groups / bundles)
+    v = points * point_pitch(block_t * together * (block_k + lanes), lanes)
     u = 0 if shared else points * point_pitch((block_k + lanes) * width, lanes)
-    m = points * point_pitch(block_t * (block_d + lanes), lanes)
+    m = points * point_pitch(block_t * together * (block_d + lanes), lanes)
     return {
-        "shared": shared, "block_t": block_t, "block_k": block_k, "block_d": block_d,
+        "shared": shared, "block_t": block_t, "block_k": block_k, "block_d": block_d, "bundles": bundles,
         "s_u": v, "s_m": v + u, "scratch": arrays.apart(v + u + m, problem.dtype.itemsize),
     }  # fmt: skip
 
@@ -98,7 +101,7 @@ def correlate_steps(problem: ConvProblem, phases: list[Filtered], backward: bool
     operands = places(
         "dy" if backward else "x", weights, "b" if wanted.bias else weights, "dx" if backward else "y", scratch
     )
-    tasks = groups * math.ceil(problem.n * phases[0].all_tiles / blocks["block_t"])
+    tasks = blocks["bundles"] * math.ceil(problem.n * phases[0].all_tiles / blocks["block_t"])
     tasks *= channel_blocks(dg, blocks["block_d"], lanes)
     price = sum(_price(g, (mr, nr, lanes)) for g in records)
     return [*steps, Step(correlate(width, lanes, itemsize), tuple(records), tasks, operands, price)]
@@ -106,11 +109,9 @@ def correlate_steps(problem: ConvProblem, phases: list[Filtered], backward: bool
 
 def _price(g: Winograd, shape: tuple[int, int, int]) -> float:
     """Return the cycles of one phase."""
-    inputs, outputs = (math.ceil(channels / shape[2]) for channels in (g.cg, g.dg))
-    weights = g.cg * outputs * (1 if g.shared else tiles_of(g) / g.block_t)
-    inputs *= math.ceil(g.dg / g.block_d)
-    # What is written is fetched before.
-    return float(cycles(g, inputs + outputs, inputs + 2 * outputs, weights, shape))
+    inputs, outputs = (channels / shape[2] for channels in (g.cg, g.dg))
+    weights = g.cg * math.ceil(outputs) * (1 if g.shared else tiles_of(g) / g.block_t)
+    return float(cycles(g, inputs * math.ceil(g.dg / g.block_d) + outputs, weights, shape))
 
 
 # ----------------------------------------------------------------------------------------------- bodies
@@ -144,16 +145,16 @@ def transform_all_weights(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
 
 
 @device
-def _multiply(g, v, v_apart, u, u_apart, m, m_apart, tiles, columns, channels, width, pitch, add):
+def _multiply(g, v, v_apart, v_pitch, u, u_apart, m, m_apart, m_pitch, tiles, columns, channels, width, add):
     """Multiply, at each point, ``(tiles, channels)`` numbers of x with a panel of weights."""
     for point in range(points_of(as_kind(g, Tiles))):
-        target = Rows(at(m, point * m_apart), pitch)
+        target = Rows(at(m, point * m_apart), m_pitch)
         tile_product(
             g.tile,
             tiles,
             columns,
             Sum(1, 1, channels),
-            Operand(at(v, point * v_apart), 0, 0, channels, 1),
+            Operand(at(v, point * v_apart), 0, 0, v_pitch, 1),
             Operand(at(u, point * u_apart), 0, 0, 0, width),
             add,
             target,
@@ -164,33 +165,49 @@ def _multiply(g, v, v_apart, u, u_apart, m, m_apart, tiles, columns, channels, w
 
 
 @device
-def _phase(g, x, weights, scratch, group, d_0, width_d, tile, tiles, LANES, WIDTH):
-    """Sum the products of one phase at all points, over blocks of channels."""
-    padded, panels, points = ceil_div(g.dg, LANES) * LANES, ceil_div(g.dg, WIDTH), points_of(as_kind(g, Tiles))
-    own, m, m_apart = at(scratch, g.s_u), at(scratch, g.s_m), point_pitch(tiles * width_d, LANES)
+def _weights(g, weights, own, group, j, k, channels, width, LANES, WIDTH):
+    """Return some rows of a group's panel of transformed weights, and how far apart its points are."""
+    padded = ceil_div(g.dg, LANES) * LANES
+    if g.shared:
+        apart = point_pitch(g.cg * WIDTH, LANES)
+        panel = group * ceil_div(g.dg, WIDTH) + j // WIDTH
+        return at(weights, g.transformed_0 + panel * points_of(as_kind(g, Tiles)) * apart + k * width), apart
+    apart = point_pitch(channels * width, LANES)
+    source = at(weights, g.packed_0 + (group * padded + j) * g.r_h * g.r_w * g.cg + k * width)
+    transform_weights(as_kind(g, Tiles), source, g.cg * width, own, apart, channels * width)
+    return own, apart
+
+
+@device
+def _phase(g, x, weights, scratch, first, groups, d_0, width_d, tile, tiles, LANES, WIDTH):
+    """Sum the products of one phase at all points, for some groups from the first on, over blocks of channels."""
+    padded = ceil_div(g.dg, LANES) * LANES
+    own, m, m_pitch = at(scratch, g.s_u), at(scratch, g.s_m), groups * width_d
+    m_apart = point_pitch(tiles * m_pitch, LANES)
     for block in range(channel_blocks(g.cg, g.block_k, LANES)):
         k, channels = channel_block(block, g.cg, g.block_k, LANES)
-        v_apart = point_pitch(tiles * channels, LANES)
+        v_pitch = groups * channels
+        v_apart = point_pitch(tiles * v_pitch, LANES)
         transform_inputs(
-            as_kind(g, Tiles), g.m_h, g.m_w, at(x, group * g.cg + k), channels, tile, tiles, scratch, v_apart
+            as_kind(g, Tiles), g.m_h, g.m_w, at(x, first * g.cg + k), v_pitch, tile, tiles, scratch, v_apart
         )
-        for j in range(d_0, d_0 + width_d, WIDTH):
-            width = min(WIDTH, padded - j)
-            if g.shared:
-                u_apart = point_pitch(g.cg * WIDTH, LANES)
-                u = at(weights, g.transformed_0 + (group * panels + j // WIDTH) * points * u_apart + k * width)
-            else:
-                u, u_apart = own, point_pitch(channels * width, LANES)
-                source = at(weights, g.packed_0 + (group * padded + j) * g.r_h * g.r_w * g.cg + k * width)
-                transform_weights(as_kind(g, Tiles), source, g.cg * width, own, u_apart, channels * width)
-            columns = min(WIDTH, d_0 + width_d - j)
-            target = at(m, j - d_0)
-            _multiply(g, scratch, v_apart, u, u_apart, target, m_apart, tiles, columns, channels, width, width_d, k > 0)
+        for i in range(groups):
+            for j in range(d_0, d_0 + width_d, WIDTH):
+                width = min(WIDTH, padded - j)
+                u, u_apart = _weights(g, weights, own, first + i, j, k, channels, width, LANES, WIDTH)
+                columns = min(WIDTH, d_0 + width_d - j)
+                v, target = at(scratch, i * channels), at(m, i * width_d + j - d_0)
+                _multiply(
+                    g, v, v_apart, v_pitch, u, u_apart, target, m_apart, m_pitch, tiles, columns, channels, width, k > 0
+                )  # fmt: skip
 
 
 @cache
 def correlate(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
-    """Make the body; it takes x, the weights, the bias, y and scratch. A task is a block of tiles and channels of y."""
+    """Make the body; it takes x, the weights, the bias, y and scratch.
+
+    A task is a block of tiles and channels of y, of a group or of a bundle of them.
+    """
 
     def correlate(operands, geometry, worker, task, fresh):
         cut = record(geometry, 0, Winograd)
@@ -203,14 +220,14 @@ def correlate(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
         blocks_d = channel_blocks(cut.dg, cut.block_d, LANES)
         block, rest = task % blocks_t, task // blocks_t
         d_0, width_d = channel_block(rest % blocks_d, cut.dg, cut.block_d, LANES)
-        group = rest // blocks_d
+        first, groups = groups_of(as_kind(cut, Tiles), rest // blocks_d)
         tile = block * all_tiles // blocks_t
         tiles = (block + 1) * all_tiles // blocks_t - tile
-        channel = group * cut.dg + d_0
+        channel, width = first * cut.dg + d_0, groups * width_d
         for phase in range(cut.phases):
             g = record(geometry, phase, Winograd)
-            _phase(g, x, weights, scratch, group, d_0, width_d, tile, tiles, LANES, WIDTH)
-            m_apart = point_pitch(tiles * width_d, LANES)
+            _phase(g, x, weights, scratch, first, groups, d_0, width_d, tile, tiles, LANES, WIDTH)
+            m_apart = point_pitch(tiles * width, LANES)
             grid, products = as_kind(g, Tiles), at(scratch, g.s_m)
             transform_outputs(
                 grid,
@@ -218,7 +235,7 @@ def correlate(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
                 m_apart,
                 tile,
                 tiles,
-                width_d,
+                width,
                 phase > 0,
                 g.add_bias != 0,
                 at(bias, channel),

@@ -10,12 +10,11 @@ from itertools import product
 from ...codegen import tile
 from ...codegen.native import Native
 from ...problem import ConvProblem, Pass
-from ...runtime import machine
 from ..axes import Axis, forward_axes, input_grad_axes, tap_phases
 from .constants import CUT
 from .transform import transforms
 
-__all__ = ["Filtered", "Form", "cycles", "filtered"]
+__all__ = ["Filtered", "Form", "bundles_of", "cycles", "filtered"]
 
 
 @dataclass(frozen=True)
@@ -123,15 +122,22 @@ def filtered(problem: ConvProblem, pass_: Pass) -> list[Filtered]:
     return found if sum(c.products for c in found) < sum(c.direct for c in found) else []
 
 
-def cycles(g, vectors, moved, weights, shape):
+def bundles_of(groups: int, channels: tuple[int, ...], lanes: int, least: int = 1) -> int:
+    """Return into how many bundles groups of these channels, of x and of y, are cut: `least`, where they allow it.
+
+    There is a vector in each at least.
+    """
+    bundles = max(least, math.ceil(groups * max(channels) / CUT.bundle_channels))
+    return min(bundles, groups // math.ceil(lanes / min(channels)))
+
+
+def cycles(g, vectors, weights, shape):
     """Return the cycles of a correlation: its products', and its transforms'.
 
-    These are counted in vectors: of a tile's channels that go in and come out, and of weights. Of groups, `moved` of a
-    tile's vectors come from memory or go there.
+    These are counted in vectors: of a tile's channels that go in and come out, and of weights.
     """
     points = (g.m_h + g.r_h - 1) * (g.m_w + g.r_w - 1)
     tiles = g.n * g.grids_h * g.grids_w * g.tiles_h * g.tiles_w
     products = tile.cycles(tiles, g.dg, g.cg, shape) * CUT.product
-    lines = moved * machine.vector_bytes() / machine.LINE if g.groups > 1 else 0
-    transforms = CUT.transform * (tiles * vectors + weights) + CUT.apart * tiles * lines
+    transforms = CUT.transform * (tiles * vectors + weights)
     return float(g.groups * points * (products + transforms))

@@ -9,9 +9,9 @@ from __future__ import annotations
 from ...codegen.simd import at
 from ...runtime.jit import ceil_div, device
 from ..axes import Correlation
-from .transform import Added, Kept, Tile, Within, nothing, transform
+from .transform import Added, Tile, Within, nothing, transform
 
-__all__ = ["Tiles", "points_of", "tiles_of", "transform_filters", "transform_inputs", "transform_outputs"]
+__all__ = ["Tiles", "groups_of", "points_of", "tiles_of", "transform_filters", "transform_inputs", "transform_outputs"]
 
 
 class Tiles(Correlation):
@@ -30,6 +30,7 @@ class Tiles(Correlation):
     block_t: int  #: a block's tiles, channels of x and channels of y
     block_k: int
     block_d: int
+    bundles: int  #: of groups; those of a bundle are transformed together
     input_transform: int  #: native functions: the transforms and the micro-kernel
     weights_transform: int
     output_transform: int
@@ -47,6 +48,13 @@ def tiles_of(g):
 def points_of(g):
     """Return the number of points."""
     return (g.m_h + g.r_h - 1) * (g.m_w + g.r_w - 1)
+
+
+@device
+def groups_of(g, number):
+    """Return the first group of a bundle, and how many there are in it."""
+    first = number * g.groups // g.bundles
+    return first, (number + 1) * g.groups // g.bundles - first
 
 
 @device
@@ -86,18 +94,11 @@ def _at_points(g, target, apart):
 
 
 @device
-def _all_points(g):
-    return Kept(g.m_h + g.r_h - 1, g.m_w + g.r_w - 1)
-
-
-@device
 def transform_weights(g, source, s_tap, target, apart, count):
     """Transform `count` numbers of every tap, side by side, to every point."""
     taps = Tile(source, g.r_w * s_tap, s_tap)
-    transform(
-        g.weights_transform, taps, Within(0, g.r_h, 0, g.r_w), _at_points(g, target, apart), _all_points(g), count,
-        nothing(source),
-    )  # fmt: skip
+    within = Within(0, g.r_h, 0, g.r_w)
+    transform(g.weights_transform, taps, _at_points(g, target, apart), within, count, nothing(source))
 
 
 @device
@@ -113,10 +114,8 @@ def transform_inputs(g, step_h, step_w, x, channels, tile, tiles, target, apart)
         row_0, row_1 = _inside(row, down, g.h, g.m_h + g.r_h - 1)
         column_0, column_1 = _inside(column, right, g.w, g.m_w + g.r_w - 1)
         pixels = Tile(at(x, ((n * g.h + row) * g.w + column) * g.c), down * g.w * g.c, right * g.c)
-        transform(
-            g.input_transform, pixels, Within(row_0, row_1, column_0, column_1),
-            _at_points(g, at(target, t * channels), apart), _all_points(g), channels, nothing(x),
-        )  # fmt: skip
+        within, points = Within(row_0, row_1, column_0, column_1), _at_points(g, at(target, t * channels), apart)
+        transform(g.input_transform, pixels, points, within, channels, nothing(x))
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
 
@@ -129,10 +128,8 @@ def transform_filters(g, dy, channels, tile, tiles, target, apart):
         p, q = u + i * g.r_h * g.grids_h, v + j * g.r_w * g.grids_w
         pixels = Tile(at(dy, ((n * g.p + p) * g.q + q) * c), g.grids_h * g.q * c, g.grids_w * c)
         within = Within(0, ceil_div(g.p - p, g.grids_h), 0, ceil_div(g.q - q, g.grids_w))
-        transform(
-            g.weights_transform, pixels, within, _at_points(g, at(target, t * channels), apart), _all_points(g),
-            channels, nothing(dy),
-        )  # fmt: skip
+        points = _at_points(g, at(target, t * channels), apart)
+        transform(g.weights_transform, pixels, points, within, channels, nothing(dy))
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
 
@@ -146,10 +143,9 @@ def transform_outputs(g, source, apart, tile, tiles, width, again, add_bias, bia
     n, u, v, i, j = _first_tile(g, tile)
     for t in range(tiles):
         p, q = u + i * g.m_h * g.grids_h, v + j * g.m_w * g.grids_w
-        kept = Kept(ceil_div(g.p - p, g.grids_h), ceil_div(g.q - q, g.grids_w))
+        within = Within(0, ceil_div(g.p - p, g.grids_h), 0, ceil_div(g.q - q, g.grids_w))
         outputs = Tile(at(y, g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q), down, right)
         added = Added(True, outputs) if again else Added(add_bias, Tile(bias, 0, 0))
-        within = Within(0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1)
         products = _at_points(g, at(source, t * width), apart)
-        transform(g.output_transform, products, within, outputs, kept, width, added)
+        transform(g.output_transform, products, outputs, within, width, added)
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)

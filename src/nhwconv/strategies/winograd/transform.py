@@ -7,17 +7,16 @@ constant matrix from both sides is a function that `transform` calls by its addr
 from __future__ import annotations
 
 from functools import cache, reduce
-from itertools import chain
 from typing import NamedTuple
 
 from llvmlite import ir
 from numba.core import cgutils
 
 from ...codegen.native import Arguments, Native, Pointer, declare, invoke, native
-from ...codegen.simd import SCALARS, Emitter, i64
+from ...codegen.simd import I64, SCALARS, Emitter, i64
 from ...runtime.jit import device
 
-__all__ = ["Added", "Kept", "Tile", "Within", "nothing", "transform", "transforms"]
+__all__ = ["Added", "Tile", "Within", "nothing", "transform", "transforms"]
 
 INPUT, OUTPUT = 0, 2  # the places of B^T and A^T among a form's matrices
 
@@ -31,19 +30,12 @@ class Tile(NamedTuple):
 
 
 class Within(NamedTuple):
-    """The elements that exist, of those that are read: rows and columns from and up to. Others are zero."""
+    """The elements that exist: rows and columns from and up to. Of what is read, others are zero."""
 
     row_0: int
     row_1: int
     column_0: int
     column_1: int
-
-
-class Kept(NamedTuple):
-    """The results that are written: so many rows and columns of them."""
-
-    rows: int
-    columns: int
 
 
 class Added(NamedTuple):
@@ -57,9 +49,8 @@ class _Transformed(NamedTuple):
     """What an emitted transform takes."""
 
     source: Tile
-    within: Within
     target: Tile
-    kept: Kept
+    within: Within
     channels: int
     added: Added
 
@@ -71,13 +62,14 @@ def nothing(pointer):
 
 
 @device
-def transform(address, source, within, target, kept, channels, added):
+def transform(address, source, target, within, channels, added):
     """Transform a tile of some channels, side by side; `address` says which way.
 
-    The transforms are ``B^T x B`` (input), ``G w G^T`` (weights) and ``A^T m A`` (output). Of LANES channels or more,
-    the last vector overlaps the one before; where what is added is what is written, LANES divides their number.
+    The transforms are ``B^T x B`` (input), ``G w G^T`` (weights) and ``A^T m A`` (output). All points of a tile exist;
+    `within` says which elements of the other side do. Of LANES channels or more, the last vector overlaps the one
+    before; where what is added is what is written, LANES divides their number.
     """
-    invoke(address, _Transformed(source, within, target, kept, channels, added))
+    invoke(address, _Transformed(source, target, within, channels, added))
 
 
 @cache
@@ -123,34 +115,37 @@ class _Transform:
 
     def emit(self):
         """Whole tiles are the rule, and have a loop without selections of their own."""
-        within = self._within
-        read = [
-            within("within.row_0", "within.row_1", len(self.high[0])),
-            within("within.column_0", "within.column_1", len(self.wide[0])),
-        ]
-        kept = [within(None, "kept.rows", len(self.high)), within(None, "kept.columns", len(self.wide))]
+        builder = self.builder
+        side = (self.high, self.wide) if self.adds else (self.high[0], self.wide[0])
+        rows = self._within("within.row_0", "within.row_1", len(side[0]))
+        columns = self._within("within.column_0", "within.column_1", len(side[1]))
         source = self._chain("source", self.high[0], self.wide[0])
         target = self._chain("target", self.high, self.wide)
-        added = self._added()
-        whole = reduce(self.builder.and_, chain(*read, *kept))
-        with self.builder.if_else(whole) as (then, otherwise):
-            with then:
+        added = self._added() if self.adds else None
+        with builder.if_else(reduce(builder.and_, (*rows, *columns))) as (whole, partial):
+            with whole:
                 self._loop(source, target, added)
-            with otherwise:
-                self._loop(
-                    self._selected(source, read, self.zeros),
-                    self._selected(target, kept, self.waste),
-                    self._selected(added, kept, self.zeros),
-                )
-        self.builder.ret_void()
+            with partial:
+                masks = [self._mask(flag) for flag in rows], [self._mask(flag) for flag in columns]
+                if self.adds:
+                    self._loop(
+                        source, self._selected(target, *masks, self.waste), self._selected(added, *masks, self.zeros)
+                    )
+                else:
+                    self._loop(self._selected(source, *masks, self.zeros), target, None)
+        builder.ret_void()
 
     def _within(self, low, limit, count):
         """Return, for each of `count` places, whether it is in the range of these arguments."""
-        builder, value = self.builder, self.value
-        flags = [builder.icmp_signed("<", i64(i), value[limit]) for i in range(count)]
-        if low is not None:
-            flags = [builder.and_(f, builder.icmp_signed(">=", i64(i), value[low])) for i, f in enumerate(flags)]
-        return flags
+        builder, low, limit = self.builder, self.value[low], self.value[limit]
+        return [
+            builder.and_(builder.icmp_signed(">=", i64(i), low), builder.icmp_signed("<", i64(i), limit))
+            for i in range(count)
+        ]
+
+    def _mask(self, flag):
+        """Return all ones for a flag that is set. Were this known, each use would be a branch, taken now and then."""
+        return self.emitter.opaque(self.builder.sext(flag, I64))
 
     def _chain(self, tile, rows, columns):
         """Return a function of a channel that gives the addresses of a tile's elements, one step after another."""
@@ -175,14 +170,19 @@ class _Transform:
         places = self._chain("added.tile", self.high, self.wide)
         return lambda channel: places(builder.select(add, channel, i64(0)))
 
-    def _selected(self, places, flags, otherwise):
-        """Return the same, with another address for elements that do not exist."""
+    def _selected(self, places, rows, columns, otherwise):
+        """Return the same, with another address for elements that do not exist, as these masks tell."""
+        builder = self.builder
+        other = builder.ptrtoint(otherwise, I64)
+
+        def selected(address, mask):
+            distance = builder.and_(builder.sub(builder.ptrtoint(address, I64), other), mask)
+            return builder.inttoptr(builder.add(other, distance), address.type)
 
         def addresses(channel):
-            builder, (row, column) = self.builder, flags
             return [
-                [builder.select(builder.and_(row[i], column[j]), a, otherwise) for j, a in enumerate(line)]
-                for i, line in enumerate(places(channel))
+                [selected(a, builder.and_(row, column)) for a, column in zip(line, columns, strict=True)]
+                for line, row in zip(places(channel), rows, strict=True)
             ]
 
         return addresses
@@ -197,7 +197,7 @@ class _Transform:
             channel = builder.select(builder.icmp_signed("<", channel, last), channel, last)
             tile = [[emit.load(a) for a in line] for line in source(channel)]
             half = [_apply(emit, self.high, list(column)) for column in zip(*tile, strict=True)]
-            places, summands = target(channel), added(channel)
+            places, summands = target(channel), added(channel) if self.adds else []
             for i, line in enumerate(places):
                 results = _apply(emit, self.wide, [column[i] for column in half])
                 if self.adds:

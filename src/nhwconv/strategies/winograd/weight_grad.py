@@ -23,9 +23,9 @@ from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
 from ..direct.weight_grad import sum_parts_step
 from ..turning import turn_step
 from .constants import CUT
-from .forms import Filtered, Form, cycles, filtered
-from .tiles import Tiles, points_of, tiles_of, transform_filters, transform_inputs
-from .transform import Kept, Tile, Within, nothing, transform
+from .forms import Filtered, Form, bundles_of, cycles, filtered
+from .tiles import Tiles, groups_of, points_of, tiles_of, transform_filters, transform_inputs
+from .transform import Tile, Within, nothing, transform
 
 __all__ = ["WinogradWeightGrad", "weight_grad", "weight_grad_steps"]
 
@@ -50,17 +50,27 @@ def _blocks(problem: ConvProblem, channels: int) -> int:
     """Return the blocks of so many channels of x and of y, as about equal parts as there are of whole vectors."""
     lanes = machine.lanes(problem.dtype.itemsize)
     cg, dg = (channel_blocks(size, min(size, channels), lanes) for size in (problem.cg, problem.dg))
-    return int(cg * dg * problem.groups)
+    return int(cg * dg * _bundles(problem, channels))
+
+
+def _bundles(problem: ConvProblem, channels: int) -> int:
+    """Return the bundles of groups that have blocks of so many channels."""
+    sizes, lanes = (problem.cg, problem.dg), machine.lanes(problem.dtype.itemsize)
+    return bundles_of(problem.groups, sizes, lanes) if max(sizes) <= channels else problem.groups
 
 
 def _scratch(problem: ConvProblem, form: Form, channels: int, block_t: int) -> dict[str, int]:
     """Return the blocks, and where a worker keeps transformed dy and the sums, behind transformed x."""
     lanes = machine.lanes(problem.dtype.itemsize)
-    block_k, block_d = min(problem.cg, channels), min(problem.dg, channels)
-    v, f = (form.points * point_pitch(block_t * (block + lanes), lanes) for block in (block_k, block_d))
-    m = form.points * point_pitch((block_k + lanes) * (block_d + lanes), lanes)
+    block_k, block_d, bundles = min(problem.cg, channels), min(problem.dg, channels), _bundles(problem, channels)
+    groups = math.ceil(problem.groups / bundles)
+    v, f = (form.points * point_pitch(block_t * groups * (block + lanes), lanes) for block in (block_k, block_d))
+    m = form.points * point_pitch(groups * (block_k + lanes) * (block_d + lanes), lanes)
     scratch = arrays.apart(v + f + m, problem.dtype.itemsize)
-    return {"block_t": block_t, "block_k": block_k, "block_d": block_d, "s_dy": v, "s_m": v + f, "scratch": scratch}
+    return {
+        "block_t": block_t, "block_k": block_k, "block_d": block_d, "bundles": bundles,
+        "s_dy": v, "s_m": v + f, "scratch": scratch,
+    }  # fmt: skip
 
 
 def _cut(problem: ConvProblem, found: list[Filtered], workers: int) -> tuple[int, int, list[dict[str, int]]]:
@@ -119,18 +129,17 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
 def _price(g: WinogradWeightGrad, itemsize: int) -> float:
     """Return the cycles of one phase, where sums are continued from block to block and transformed in each slice."""
     block, shape = CUT.sum_bytes // itemsize, tile_shape(itemsize)
-    x, dy = (math.ceil(channels / shape[2]) for channels in (g.cg, g.dg))
+    x, dy = (channels / shape[2] for channels in (g.cg, g.dg))
     continued = tiles_of(g) / g.block_t * CUT.continued / CUT.transform
-    weights = g.cg * dy * (continued + g.slices)
-    vectors = x * math.ceil(g.dg / block) + dy * math.ceil(g.cg / block)
-    return float(cycles(g, vectors, vectors, weights, shape))
+    weights = g.cg * math.ceil(dy) * (continued + g.slices)
+    return float(cycles(g, x * math.ceil(g.dg / block) + dy * math.ceil(g.cg / block), weights, shape))
 
 
 # ------------------------------------------------------------------------------------------------- body
 
 
 @device
-def _multiply(g, v, v_apart, f, f_apart, m, m_apart, tiles, d, k, add, WIDTH):
+def _multiply(g, v, v_apart, v_pitch, f, f_apart, f_pitch, m, m_apart, tiles, d, k, add, WIDTH):
     """Add, at each point, the product of ``(tiles, d)`` numbers of dy and ``(tiles, k)`` of x."""
     for point in range(points_of(as_kind(g, Tiles))):
         for j in range(0, k, WIDTH):
@@ -140,8 +149,8 @@ def _multiply(g, v, v_apart, f, f_apart, m, m_apart, tiles, d, k, add, WIDTH):
                 d,
                 min(WIDTH, k - j),
                 Sum(1, 1, tiles),
-                Operand(at(f, point * f_apart), 0, 0, 1, d),
-                Operand(at(v, point * v_apart + j), 0, 0, 0, k),
+                Operand(at(f, point * f_apart), 0, 0, 1, f_pitch),
+                Operand(at(v, point * v_apart + j), 0, 0, 0, v_pitch),
                 add,
                 target,
                 target,
@@ -153,16 +162,19 @@ def _multiply(g, v, v_apart, f, f_apart, m, m_apart, tiles, d, k, add, WIDTH):
 @device
 def _write(g, m, m_apart, d, k, part):
     """Transform the sums of d channels of y and k of x back, into a part that points to the first of them."""
-    within, kept = Within(0, g.m_h + g.r_h - 1, 0, g.m_w + g.r_w - 1), Kept(g.m_h, g.m_w)
+    within = Within(0, g.m_h, 0, g.m_w)
     for i in range(d):
         sums = Tile(at(m, i * k), (g.m_w + g.r_w - 1) * m_apart, m_apart)
         taps = Tile(at(part, i * g.w_d), g.w_r, g.w_q)
-        transform(g.output_transform, sums, within, taps, kept, k, nothing(m))
+        transform(g.output_transform, sums, taps, within, k, nothing(m))
 
 
 @cache
 def weight_grad(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
-    """Make the body; it takes x, dy, the parts and scratch. A task is a slice of the tiles and a block of channels."""
+    """Make the body; it takes x, dy, the parts and scratch.
+
+    A task is a slice of the tiles and a block of channels, of a group or of a bundle of them.
+    """
 
     def weight_grad(operands, geometry, worker, task, fresh):
         g = record(geometry, 0, WinogradWeightGrad)
@@ -175,17 +187,24 @@ def weight_grad(WIDTH: int, LANES: int, ITEMSIZE: int) -> Body:
         blocks_k, blocks_d = channel_blocks(g.cg, g.block_k, LANES), channel_blocks(g.dg, g.block_d, LANES)
         (d_0, d), rest = channel_block(task % blocks_d, g.dg, g.block_d, LANES), task // blocks_d
         (k_0, k), rest = channel_block(rest % blocks_k, g.cg, g.block_k, LANES), rest // blocks_k
-        group, piece = rest % g.groups, rest // g.groups
+        (group, groups), piece = groups_of(grid, rest % g.bundles), rest // g.bundles
+        x, dy = at(x, group * g.cg + k_0), at(dy, group * g.dg + d_0)
         first, last = piece * all_tiles // g.slices, (piece + 1) * all_tiles // g.slices
         blocks_t = ceil_div(last - first, g.block_t)
-        m_apart = point_pitch(d * k, LANES)
+        v_pitch, f_pitch, m_apart = groups * k, groups * d, point_pitch(groups * d * k, LANES)
         for block in range(blocks_t):
             tile = first + block * (last - first) // blocks_t
             tiles = first + (block + 1) * (last - first) // blocks_t - tile
-            v_apart, f_apart = point_pitch(tiles * k, LANES), point_pitch(tiles * d, LANES)
-            transform_inputs(grid, g.r_h, g.r_w, at(x, group * g.cg + k_0), k, tile, tiles, v, v_apart)
-            transform_filters(grid, at(dy, group * g.dg + d_0), d, tile, tiles, f, f_apart)
-            _multiply(g, v, v_apart, f, f_apart, m, m_apart, tiles, d, k, block > 0, WIDTH)
-        _write(g, m, m_apart, d, k, at(parts, piece * g.part + g.w_0 + (group * g.dg + d_0) * g.w_d + k_0))
+            v_apart, f_apart = point_pitch(tiles * v_pitch, LANES), point_pitch(tiles * f_pitch, LANES)
+            transform_inputs(grid, g.r_h, g.r_w, x, v_pitch, tile, tiles, v, v_apart)
+            transform_filters(grid, dy, f_pitch, tile, tiles, f, f_apart)
+            for i in range(groups):
+                _multiply(
+                    g, at(v, i * k), v_apart, v_pitch, at(f, i * d), f_apart, f_pitch, at(m, i * d * k), m_apart,
+                    tiles, d, k, block > 0, WIDTH,
+                )  # fmt: skip
+        # The kernels of one group follow those of another.
+        first_tap = at(parts, piece * g.part + g.w_0 + (group * g.dg + d_0) * g.w_d + k_0)
+        _write(g, m, m_apart, groups * d, k, first_tap)
 
     return Body(weight_grad)
