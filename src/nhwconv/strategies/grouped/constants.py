@@ -31,8 +31,10 @@ class Cut:
     most_scratch: int = 2**19
     #: Weight gradient: pixels whose products are summed in registers.
     sum_pixels: int = 128
-    #: Weight gradient: least pixels of a slice, most slices, and most numbers of all their parts.
-    slice_pixels: int = 256
+    #: Weight gradient: least vectors of products of a slice, most slices, and most numbers of all their parts; and the
+    #: tasks at least, of vectors where there are few slices.
+    slice_products: int = 50_000
+    least_tasks: int = 4
     most_slices: int = 16
     parts_limit: int = 2**20
 

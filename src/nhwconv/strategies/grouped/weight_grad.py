@@ -73,6 +73,13 @@ class WeightGrad(Rows):
 # ------------------------------------------------------------------------------------------------- plan
 
 
+def _equal_slices(images: int, most: int) -> int:
+    """Return the slices, at most so many, that images are cut into, or that each is cut into."""
+    if most >= images:
+        return most - most % images
+    return next(slices for slices in range(most, 0, -1) if images % slices == 0)
+
+
 def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     """Return the sums of all slices, and what adds them up."""
     itemsize = problem.dtype.itemsize
@@ -82,10 +89,11 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
     literal = literal_of({columns.taps}, columns.stride, columns.dilation, spread.pattern)
     chunks, part_v = literal.split(columns.taps), problem.kh * problem.kw * problem.cg * lanes
     part, lines = part_v * spread.vectors, problem.n * problem.oh
-    # A slice has a part, that of many channels a large one, and small images few pixels: then vectors are cut instead.
-    pixels = lines * problem.ow
-    slices = max(1, min(CUT.most_slices, CUT.parts_limit // (part * problem.cg), lines, pixels // CUT.slice_pixels))
-    block = math.ceil(spread.vectors / math.ceil(CUT.most_slices / slices))
+    # Slices of all vectors read images in order. But each has a part, that of many channels a large one, and small
+    # images few rows: then vectors are cut as well.
+    tasks = min(CUT.most_slices, lines * problem.ow * part // lanes // CUT.slice_products)
+    slices = _equal_slices(problem.n, max(1, min(tasks, CUT.parts_limit // (part * problem.cg), lines)))
+    block = math.ceil(spread.vectors / max(1, max(tasks, CUT.least_tasks) // slices))
     lines_summed = max(1, CUT.sum_pixels // problem.ow)
     channels = min(problem.c, ((block + spread.pieces - 2) // spread.pieces + 1) * spread.whole * problem.cg)
     read = sum_rows(literal.q1) * ((sum_tiles()[0] - 1) * columns.stride + literal.q1)
