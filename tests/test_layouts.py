@@ -1,4 +1,7 @@
-"""Weights as HWIO and images as NCHW: the same bits as the usual layouts, in every function, strategy and dtype."""
+"""Weights as HWIO and images as NCHW: the same bits as the usual layouts, in every function, strategy and dtype.
+
+Large images are turned in blocks, whose weight and bias gradients are added up; then these have other roundings.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 
 import nhwconv as nc
 from cases import PASSES, Case, draw_data, supporting
-from nhwconv.strategies import REGISTRY
+from nhwconv.strategies import REGISTRY, turning
 
 #: Between them: groups and none, a channel a group, few and many channels, parts of one slice and of several.
 CASES = (
@@ -77,3 +80,60 @@ def test_bits_are_those_of_the_usual_layouts(strategy, case, dtype):
         assert len(got) == len(kinds) == len(expected)
         for kind, g, e in zip(kinds, got, expected, strict=True):
             same(g, e if kind == "b" else weights(e) if kind == "w" else images(e))
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Let images be turned in blocks that hold a few kilobytes."""
+    monkeypatch.setattr(turning, "TOGETHER", 1)
+    nc.ops.forget_plans()
+    yield
+    nc.ops.forget_plans()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("strategy", REGISTRY)
+def test_blocks_of_images(strategy):
+    """Several blocks, not all as large: the same bits where nothing is summed over images, exact sums where it is."""
+    case = Case(n=5, h=23, w=11, c=16, d=16, padding=((1, 1), (1, 1)))
+    if strategy not in supporting(case, *PASSES):
+        return
+    data = draw_data(case, np.float32)
+    expected = every_result(case, data, {"strategy": strategy}, np.asarray, np.asarray)
+    got = every_result(case, data, {"layout": "NCHW", "strategy": strategy}, first, first)
+    length, eps = case.n * 23 * 11, np.finfo(np.float32).eps
+    for kind, g, e in zip("xwxxwbxwbwxxwb", got, expected, strict=True):
+        if kind == "x":
+            same(g, first(e))
+        else:
+            exact = first(e) if kind == "w" else e
+            assert np.abs(g - exact).max() <= 4 * eps * np.sqrt(length) * np.abs(exact).max()
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("strategy", ["loop", "winograd", "grouped"])
+def test_weights_are_prepared_once_for_all_blocks_of_a_size(strategy):
+    """Of five blocks, two sizes: the steps that read w are those of two programs."""
+    channels = 4 if strategy == "grouped" else 16
+    x, w, groups = (9, 61, 23, 16), (16, 3, 3, channels), 16 // channels
+    name = "depthwise" if strategy == "grouped" else strategy
+    plan = nc.plan("input_grad", x, w, padding=1, groups=groups, strategy=name)
+    alone = plan.program()
+    program = plan.program(first=frozenset({"dy", "dx"}))
+
+    def count(program, array):
+        return sum(any(place.source == array for place in step.places) for step in program.steps)
+
+    assert count(alone, "w") == 1
+    assert count(program, "dy") == count(program, "dx") > 2
+    assert count(program, "w") == 2
+    assert program.problem == alone.problem
+    assert program.ran == alone.ran
+
+
+def test_half_types_are_rounded_once(small_blocks):
+    """Their gradients are not stored between blocks."""
+    x, w = (5, 23, 11, 16), (16, 3, 3, 16)
+    plan = nc.plan("weight_grad", x, w, padding=1, dtype=np.float16)
+    program = plan.program(first=frozenset({"x", "dy"}))
+    assert len(program.steps) == len(plan.program().steps) + 2

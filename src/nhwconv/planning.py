@@ -22,7 +22,7 @@ from .runtime.arrays import Array
 from .strategies import AUTO, HWIO, REGISTRY, Wanted
 from .strategies import half as halves
 from .strategies.bias import SERIAL, bias_steps, sum_pixels
-from .strategies.turning import TOGETHER, with_images, with_weights
+from .strategies.turning import with_images, with_weights
 
 __all__ = ["Backward", "Form", "Plan", "bias_program", "bias_program_of", "execute", "make_plan", "strategy_names"]
 
@@ -395,6 +395,8 @@ def _workers(plan: Plan | Backward, threads: int) -> int:
     return 1 if plan.serial else threads or machine.threads()
 
 
+#: Bytes that no block of images has.
+_ONE_BLOCK = 2**62
 #: Arrays of images, and of weights.
 _IMAGES, _WEIGHTS = frozenset(("x", "dx", "dy", "y")), frozenset(("w", "dw"))
 
@@ -409,9 +411,9 @@ def _with_layout(
 
     x, y, itemsize = problem.x_shape, problem.y_shape, problem.dtype.itemsize
     shapes, names = {"x": x, "dx": x, "dy": y, "y": y}, first if layout.images == "NHWC" else first | _IMAGES
-    # Several times as many bytes of images as of weights, whose gradient each block adds to.
-    together = max(TOGETHER, 4 * math.prod(problem.w_shape) * itemsize)
-    made = replace(with_images(block, shapes, names, itemsize, wanted.accumulate, together), problem=problem)
+    # Several times as many bytes of images as of weights, whose gradient each block adds to; half types would round it.
+    least = _ONE_BLOCK if half(problem.dtype) else 4 * math.prod(problem.w_shape) * itemsize
+    made = replace(with_images(block, shapes, names, itemsize, wanted.accumulate, least), problem=problem)
     return with_weights(made, problem, "OIHW", wanted, first & _WEIGHTS)
 
 
@@ -428,7 +430,8 @@ def bias_program_of(shape: Shape, dtype: np.dtype[Any], accumulate: bool, images
     def block(images: int, accumulate: bool) -> Program:
         return bias_program(images * h * w, d, dtype, accumulate)
 
-    return with_images(block, {"dy": shape}, () if images == "NHWC" else ("dy",), dtype.itemsize, accumulate)
+    first, least = () if images == "NHWC" else ("dy",), _ONE_BLOCK if half(dtype) else 0
+    return with_images(block, {"dy": shape}, first, dtype.itemsize, accumulate, least)
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,9 @@
 """Memory: aligned, and reused only when nothing can see it any more."""
 
 import gc
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -126,6 +129,33 @@ def test_scratch_of_all_sizes_is_one_buffer():
     assert arrays._buffers.nbytes() == 0
     arrays.release()
     assert arrays._scratch.nbytes() == 0
+
+
+FORK = """
+import os
+import numpy as np
+from nhwconv.runtime import arrays
+scratch = np.ndarray((2**20,), np.uint8, arrays.scratch(2**20))
+scratch[:] = 1
+child = os.fork()
+if child == 0:
+    scratch[:] = 2
+    os._exit(0)
+os.waitpid(child, 0)
+assert (scratch == 1).all()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no forks")
+def test_a_forked_child_has_scratch_of_its_own():
+    """What it writes, its parent does not see."""
+    subprocess.run([sys.executable, "-c", FORK], check=True)
+
+
+def test_no_memory_for_scratch_is_a_memory_error():
+    """Whatever the system says."""
+    with pytest.raises(MemoryError, match="scratch"):
+        arrays.scratch(2**60)
 
 
 def test_threads_do_not_get_each_others_memory():

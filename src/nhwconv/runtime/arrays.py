@@ -11,6 +11,7 @@ them.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Iterable
 from typing import Any
 
@@ -35,6 +36,8 @@ KEPT = 256 * 2**20
 values_are_data = np.errstate(all="ignore")
 
 _BYTE = np.dtype(np.uint8)
+#: A forked child must not share it; Windows has no such flags, and no forks.
+_PRIVATE: dict[str, Any] = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_ANONYMOUS") else {}
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -121,13 +124,17 @@ class _Buffers:
     def new(self, size: int) -> _Buffer:
         """Return a new buffer."""
         try:
-            raw = np.empty(size + ALIGNMENT, _BYTE)
+            raw = self._memory(size + ALIGNMENT)
         except MemoryError:
             release()  # what is kept may be what is missing
-            raw = np.empty(size + ALIGNMENT, _BYTE)
+            raw = self._memory(size + ALIGNMENT)
         buffer = _Buffer((size,), _BYTE, raw, -address(raw) % ALIGNMENT)
         buffer.pool = self
         return buffer
+
+    @staticmethod
+    def _memory(nbytes: int) -> Array:
+        return np.empty(nbytes, _BYTE)
 
     def give_back(self, buffer: Any) -> None:
         """Keep a buffer for later; where there are too many, some of the size that has been known longest go."""
@@ -155,6 +162,14 @@ class _Scratch(_Buffers):
     So the calls of a thread share one, as large as the largest of them needs. One of each size took an eighth of the
     memory that training a network on contiguous tensors takes.
     """
+
+    @staticmethod
+    def _memory(nbytes: int) -> Array:
+        """Return memory of its own: what stays while all else comes and goes would leave holes among it."""
+        try:
+            return np.frombuffer(mmap.mmap(-1, nbytes, **_PRIVATE), _BYTE)
+        except OSError as error:
+            raise MemoryError(f"no {nbytes / 2**20:.3g} MiB of scratch: {error}") from error
 
     def take(self, nbytes: int) -> _Lease:
         """Return memory for `nbytes`: the smallest unused buffer that is large enough, or a new one for all others."""

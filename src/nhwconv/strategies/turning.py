@@ -136,12 +136,12 @@ def with_images(
     first: Container[str],
     itemsize: int,
     accumulate: bool = False,
-    together: int = TOGETHER,
+    least: int = 0,
 ) -> Program:
     """Return a program for images ``(n, h, w, c)``, of which the arrays of these names have their channels first.
 
-    These are turned in blocks of images, of about `together` bytes, which stay in a cache until their results are
-    turned back; so no call holds a whole array twice. ``make(images, accumulate)`` returns the program of so many
+    These are turned in blocks of images, which stay in a cache until their results are turned back; so no call holds a
+    whole array twice. A block has `least` bytes or more. ``make(images, accumulate)`` returns the program of so many
     images with their channels last, whose gradients of weights and bias are added to what is there.
     """
     n = next(iter(shapes.values()))[0]
@@ -151,7 +151,8 @@ def with_images(
     turned = [name for name in sizes if name in first]
     if not turned:
         return program
-    blocks = min(n, math.ceil(n * sum(sizes[name] for name in turned) / together)) if program.native and n else 1
+    whole = n * sum(sizes[name] for name in turned)
+    blocks = min(n, math.ceil(whole / max(TOGETHER, least))) if program.native and n else 1
     bounds = [i * n // blocks for i in range(blocks + 1)]
     parts = {name: Part(max(b - a for a, b in pairwise(bounds)) * sizes[name], name) for name in turned}
     made: dict[tuple[int, bool], Program] = {}
