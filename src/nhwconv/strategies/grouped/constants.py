@@ -16,10 +16,12 @@ class Cut:
     #: Channels of a group at most, of x and of y; more make better use of a register tile of many channels.
     most_channels: int = 32
     #: Cycles of a vector of products in a correlation and in a weight gradient, of a load or a shuffle, and of a vector
-    #: of outputs. Sixteen registers do not hold a weight gradient's sums and dy for several channels a group.
+    #: of outputs. Of several channels a group, sixteen registers hold too few sums that do not wait for one another,
+    #: and not those of a weight gradient beside dy.
     product: float = 0.5
+    product_in_16: float = 0.8
     sum: float = 0.55
-    sum_in_16: float = 0.75
+    sum_in_16: float = 0.85
     move: float = 0.1
     output: float = 3
     #: Cycles of a chunk of taps, where a row of them is several.

@@ -159,7 +159,8 @@ def correlate_steps(
         )  # fmt: skip
     scratch = Part(records[0].scratch * itemsize * workers, "padded rows of x")
     operands = places("dy" if backward else "x", packed, "dx" if backward else "y", scratch)
-    cycles = price(problem, spread, literal, tiles(), CUT.product, problem.n * blocks * view.copies(block_p))
+    product = CUT.product if machine.registers() == 32 or spread.cg == 1 else CUT.product_in_16
+    cycles = price(problem, spread, literal, tiles(), product, problem.n * blocks * view.copies(block_p))
     return [pack, Step(correlate(lanes, itemsize), tuple(records), problem.n * blocks, operands, cycles)]
 
 

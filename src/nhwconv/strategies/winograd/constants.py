@@ -40,6 +40,9 @@ class Cut:
     #: transform makes a vector.
     product: float = 1.1
     transform: int = 4
+    #: The cycles for a cache line of a pixel, where there are groups and a stride: each phase reads or writes every
+    #: second pixel, and of it the lines of few groups.
+    apart: int = 4
     #: The cycles in which a register tile fetches and stores a vector of its sums, which matters where these are short.
     continued: int = 1
     #: Weight gradient: tiles of a block, and bytes of its channels in one pixel; slices, and elements of all their

@@ -22,7 +22,7 @@ from ..axes import correlation_fields, packings
 from ..base import Wanted
 from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
 from .constants import CUT
-from .forms import Filtered, bundles_of, cycles
+from .forms import Filtered, apart, bundles_of, cycles
 from .tiles import Tiles, groups_of, points_of, tiles_of, transform_inputs, transform_outputs, transform_weights
 
 __all__ = ["Winograd", "correlate", "correlate_steps", "transform_all_weights"]
@@ -103,15 +103,17 @@ def correlate_steps(problem: ConvProblem, phases: list[Filtered], backward: bool
     )
     tasks = blocks["bundles"] * math.ceil(problem.n * phases[0].all_tiles / blocks["block_t"])
     tasks *= channel_blocks(dg, blocks["block_d"], lanes)
-    price = sum(_price(g, (mr, nr, lanes)) for g in records)
+    price = sum(_price(g, (mr, nr, lanes), apart(problem)) for g in records)
     return [*steps, Step(correlate(width, lanes, itemsize), tuple(records), tasks, operands, price)]
 
 
-def _price(g: Winograd, shape: tuple[int, int, int]) -> float:
+def _price(g: Winograd, shape: tuple[int, int, int], apart: bool) -> float:
     """Return the cycles of one phase."""
     inputs, outputs = (channels / shape[2] for channels in (g.cg, g.dg))
     weights = g.cg * math.ceil(outputs) * (1 if g.shared else tiles_of(g) / g.block_t)
-    return float(cycles(g, inputs * math.ceil(g.dg / g.block_d) + outputs, weights, shape))
+    inputs *= math.ceil(g.dg / g.block_d)
+    # What is written is fetched before.
+    return float(cycles(g, inputs + outputs, apart * (inputs + 2 * outputs), weights, shape))
 
 
 # ----------------------------------------------------------------------------------------------- bodies

@@ -10,11 +10,12 @@ from itertools import product
 from ...codegen import tile
 from ...codegen.native import Native
 from ...problem import ConvProblem, Pass
+from ...runtime import machine
 from ..axes import Axis, forward_axes, input_grad_axes, tap_phases
 from .constants import CUT
 from .transform import transforms
 
-__all__ = ["Filtered", "Form", "bundles_of", "cycles", "filtered"]
+__all__ = ["Filtered", "Form", "apart", "bundles_of", "cycles", "filtered"]
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,20 @@ def bundles_of(groups: int, channels: tuple[int, ...], lanes: int, least: int = 
     return min(bundles, groups // math.ceil(lanes / min(channels)))
 
 
-def cycles(g, vectors, weights, shape):
+def apart(problem: ConvProblem) -> bool:
+    """Return whether the lines of memory that a phase reads or writes lie apart."""
+    return problem.groups > 1 and problem.stride != (1, 1)
+
+
+def cycles(g, vectors, moved, weights, shape):
     """Return the cycles of a correlation: its products', and its transforms'.
 
-    These are counted in vectors: of a tile's channels that go in and come out, and of weights.
+    These are counted in vectors: of a tile's channels that go in and come out, and of weights. `moved` of a tile's
+    vectors come from lines of memory that lie apart, or go there.
     """
     points = (g.m_h + g.r_h - 1) * (g.m_w + g.r_w - 1)
     tiles = g.n * g.grids_h * g.grids_w * g.tiles_h * g.tiles_w
     products = tile.cycles(tiles, g.dg, g.cg, shape) * CUT.product
-    transforms = CUT.transform * (tiles * vectors + weights)
+    lines = moved * machine.vector_bytes() / machine.LINE
+    transforms = CUT.transform * (tiles * vectors + weights) + CUT.apart * tiles * lines
     return float(g.groups * points * (products + transforms))
