@@ -187,6 +187,8 @@ def correlate_steps(
 
 # ------------------------------------------------------------------------------------------------- body
 
+#: Products of a sum up to which a tile asks for the outputs of the next: it asks for a line with each.
+_SHORT = 64
 #: Bytes of a worker's own numbers: here that of the block whose x is in its scratch.
 _STATE = 64
 
@@ -257,9 +259,21 @@ def _source_of_block(g, block, x, scratch, held):
 
 
 @device
-def _strip(g, source, a, b, width, columns, r_0, r_1, count, next_tile, line, bias, y):
+def _ahead(g, a, y, tile, pixel, k, line, WIDTH):
+    """Return what tiles of so many pixels ask for: the next one's x, or its outputs, or nothing.
+
+    Its outputs where sums are short, and a panel's are a part of each pixel's: the processor does not see them coming.
+    """
+    if line == 0 and g.y_q > WIDTH and g.stream == 0 and g.R * g.Q * g.cg <= _SHORT:
+        return Prefetch(at(y, tile * g.y_q), tile * g.y_q, g.y_q)
+    return Prefetch(at(a, tile * pixel + k * line), tile * pixel, line)
+
+
+@device
+def _strip(g, source, a, b, width, columns, r_0, r_1, count, line, bias, y, MR, WIDTH):
     """Compute `count` outputs of a row, from a pixel on; long sums are sums of blocks, which round less."""
     Q, K = (1, g.Q * g.cg) if g.merged else (g.Q, g.cg)
+    tile = ceil_div(count, ceil_div(count, MR))
     for r in range(r_0, max(r_1, r_0 + 1), g.sum_r):
         for k in range(0, K, g.sum_k):
             first = r == r_0 and k == 0
@@ -282,7 +296,7 @@ def _strip(g, source, a, b, width, columns, r_0, r_1, count, next_tile, line, bi
                 Rows(e, e_row),
                 Rows(y, g.y_q),
                 g.stream if last else 0,
-                Prefetch(at(a, next_tile + k * line), next_tile, line),
+                _ahead(g, a, y, tile, source.pixel, k, line, WIDTH),
             )
 
 
@@ -302,7 +316,6 @@ def _panel(g, block, source, packed, bias, y, j, line, MR, STRIP, LANES, WIDTH):
         y_row = at(y, g.y_0 + block.n * g.y_n + p * g.y_p + channel)
         for q in range(block.q_0, block.q_1, strip):
             count = min(strip, block.q_1 - q)
-            next_tile = ceil_div(count, ceil_div(count, MR)) * source.pixel
             a = at(a_row, (q - block.q_0) * source.right * source.pixel)
             columns = min(WIDTH, block.d_1 - j)
             _strip(
@@ -315,10 +328,11 @@ def _panel(g, block, source, packed, bias, y, j, line, MR, STRIP, LANES, WIDTH):
                 r_0,
                 r_1,
                 count,
-                next_tile,
                 line,
                 at(bias, channel),
                 at(y_row, q * g.y_q),
+                MR,
+                WIDTH,
             )
 
 
