@@ -38,6 +38,8 @@ GUARDS = "tests/properties/test_guard_pages.py -k memory"
 THREADS = "tests/properties/test_threads.py -k "
 FAULTS = "tests/properties/test_faults.py -k "
 LONG = "tests/properties/test_long_sums.py"
+BUNDLES = "tests/strategies/winograd/test_bundles.py"
+GROUPED = "tests/strategies/grouped/test_grouped.py"
 STORE = "tests/runtime/test_store.py -k "
 JIT = "tests/runtime/test_jit.py -k "
 EXECUTOR = "tests/runtime/test_executor.py -k "
@@ -146,8 +148,26 @@ MUTANTS = (
            "piece * g.part + g.w_0 +", "piece * g.part +", GRID("winograd and weight_grad")),
     Mutant("winograd: pixels of another phase", "strategies/winograd/tiles.py",
            "u * g.stride_h + i * step_h * down", "u + i * step_h * down", GRID("winograd and forward")),
-    Mutant("winograd: last channels", "strategies/blocking.py", "return ceil_div(size - lanes + 1, block)",
-           "return ceil_div(size - lanes, block)", GRID("winograd and forward")),
+    Mutant("winograd: last channels", "strategies/blocking.py", "ceil_div(size - lanes + 1, block))",
+           "ceil_div(size - lanes, block))", GRID("winograd and forward")),
+    Mutant("winograd: a bundle of groups has the first one's weights", "strategies/winograd/correlate.py",
+           "own, first + i, j, k,", "own, first, j, k,", BUNDLES),
+    Mutant("winograd: a bundle of groups has the first one's x", "strategies/winograd/correlate.py",
+           "at(scratch, i * channels), at(m,", "at(scratch, 0), at(m,", BUNDLES),
+    Mutant("winograd: a bundle of groups has the first one's dy", "strategies/winograd/weight_grad.py",
+           "at(f, i * d), f_apart", "f, f_apart", BUNDLES),
+    Mutant("winograd: what is outside is read", "strategies/winograd/transform.py",
+           "self.builder.sext(flag, I64)", "i64(-1)", "tests/strategies/winograd/test_transform.py"),
+    Mutant("depthwise: every channel is the groups' first", "strategies/grouped/rows.py",
+           "self.builder.add(places, self.emitter.splat(self.builder.trunc(k, number)))", "places", GROUPED),
+    Mutant("depthwise: a permutation lacks the last group's channels", "strategies/grouped/rows.py",
+           "literal.pattern.cg - 1 if literal.pattern.permuted else 0", "0", GROUPED),
+    Mutant("turning: a block of images overwrites gradients", "strategies/turning.py",
+           "accumulate or start > 0", "accumulate", "tests/test_layouts.py -k blocks"),
+    Mutant("turning: every block has the first images", "strategies/turning.py",
+           "Place(name, start * size)", "Place(name, 0)", "tests/test_layouts.py -k blocks"),
+    Mutant("arrays: a forked child shares scratch", "runtime/arrays.py", "mmap.mmap(-1, nbytes, **_PRIVATE)",
+           "mmap.mmap(-1, nbytes)", "tests/runtime/test_arrays.py -k forked"),
     Mutant("plain: groups", "strategies/plain.py", "x[n, i, j, first + c] * w[k, h, v, c]",
            "x[n, i, j, c] * w[k, h, v, c]", GRID("plain and forward")),
     Mutant("loop: sums are not cut", "strategies/direct/constants.py", "sum_steps: int = 576",
