@@ -23,6 +23,7 @@ __all__ = [
     "fill_zero",
     "integers",
     "numbers",
+    "prefetch",
     "stack",
     "transpose",
     "transpose_exact",
@@ -206,6 +207,21 @@ class Emitter:
 def _bytes(ty):
     """Return the size of what a pointer points to."""
     return ty.dtype.bitwidth // 8
+
+
+@intrinsic
+def prefetch(typingctx, pointer, count):
+    """Ask for the cache lines of `count` numbers, which need not exist, in L2."""
+    signature = types.void(pointer, types.intp)
+
+    def codegen(context, builder, sig, args):
+        emit = Emitter(builder, sig.args[0].dtype)
+        line = i64(machine.LINE // emit.itemsize)
+        lines = builder.sdiv(builder.add(args[1], builder.sub(line, i64(1))), line)
+        with cgutils.for_range(builder, lines) as loop:
+            emit.prefetch(builder.gep(args[0], [builder.mul(loop.index, line)]))
+
+    return signature, codegen
 
 
 @intrinsic

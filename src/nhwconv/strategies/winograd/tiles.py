@@ -6,7 +6,7 @@ grid, and place on it.
 
 from __future__ import annotations
 
-from ...codegen.simd import at
+from ...codegen.simd import at, prefetch
 from ...runtime.jit import ceil_div, device
 from ..axes import Correlation
 from .transform import Added, Tile, Within, nothing, transform
@@ -94,6 +94,17 @@ def _at_points(g, target, apart):
 
 
 @device
+def _ask_for_next(tile, row_0, row_1, column, columns, channels):
+    """Ask for what the next tile of a row reads or writes that this one does not: `columns` columns of it.
+
+    The processor does not see it coming: it lies in as many places as there are rows, and each takes up a few lines.
+    """
+    for i in range(row_0, row_1):
+        for j in range(column, column + columns):
+            prefetch(at(tile.at, i * tile.row + j * tile.column), channels)
+
+
+@device
 def transform_weights(g, source, s_tap, target, apart, count):
     """Transform `count` numbers of every tap, side by side, to every point."""
     taps = Tile(source, g.r_w * s_tap, s_tap)
@@ -115,6 +126,7 @@ def transform_inputs(g, step_h, step_w, x, channels, tile, tiles, target, apart)
         column_0, column_1 = _inside(column, right, g.w, g.m_w + g.r_w - 1)
         pixels = Tile(at(x, ((n * g.h + row) * g.w + column) * g.c), down * g.w * g.c, right * g.c)
         within, points = Within(row_0, row_1, column_0, column_1), _at_points(g, at(target, t * channels), apart)
+        _ask_for_next(pixels, row_0, row_1, g.m_w + g.r_w - 1, step_w, channels)
         transform(g.input_transform, pixels, points, within, channels, nothing(x))
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
@@ -129,6 +141,7 @@ def transform_filters(g, dy, channels, tile, tiles, target, apart):
         pixels = Tile(at(dy, ((n * g.p + p) * g.q + q) * c), g.grids_h * g.q * c, g.grids_w * c)
         within = Within(0, ceil_div(g.p - p, g.grids_h), 0, ceil_div(g.q - q, g.grids_w))
         points = _at_points(g, at(target, t * channels), apart)
+        _ask_for_next(pixels, 0, g.r_h, g.r_w, g.r_w, channels)
         transform(g.weights_transform, pixels, points, within, channels, nothing(dy))
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
 
@@ -147,5 +160,6 @@ def transform_outputs(g, source, apart, tile, tiles, width, again, add_bias, bia
         outputs = Tile(at(y, g.y_0 + n * g.y_n + p * g.y_p + q * g.y_q), down, right)
         added = Added(True, outputs) if again else Added(add_bias, Tile(bias, 0, 0))
         products = _at_points(g, at(source, t * width), apart)
+        _ask_for_next(outputs, 0, g.m_h, g.m_w, g.m_w, width)
         transform(g.output_transform, products, outputs, within, width, added)
         n, u, v, i, j = _next_tile(g, n, u, v, i, j)
