@@ -73,7 +73,7 @@ class Plan:
     # ----------------------------------------------------------------------------------------- programs
 
     @cached_property
-    def _programs(self) -> dict[tuple[Wanted, frozenset[str]], Program]:
+    def _programs(self) -> dict[tuple[bool, bool, int, frozenset[str]], Program]:
         return {}
 
     @cached_property
@@ -94,30 +94,28 @@ class Plan:
         On so many threads at most, where they are worth it; 0 for as many as Numba uses. Arrays whose names are in
         `first` have their channels first, whatever the plan's layout is.
         """
-        wanted = Wanted(bias, accumulate, _workers(self, threads))
-        found = self._programs.get((wanted, first))
+        key = bias, accumulate, _workers(self, threads), first  # a plain tuple: this is looked up at every call
+        found = self._programs.get(key)
         if found is None:
+            wanted = Wanted(*key[:3])
             made = _with_layout(self.of_so_many_images, self.problem, wanted, self.form.layout, first)
-            found = self._programs[wanted, first] = made
+            found = self._programs[key] = made
         return found
 
     def of_so_many_images(self, images: int, wanted: Wanted) -> Program:
         """Return the program for so many images with their channels last, and weights in the plan's layout."""
-        return replace(self, problem=replace(self.problem, n=images)).of_images_as_they_are(wanted)
-
-    def of_images_as_they_are(self, wanted: Wanted) -> Program:
-        """Return the program for images with their channels last, and weights in the plan's layout."""
+        problem = replace(self.problem, n=images)
         weights, strategy = self.form.layout.weights, REGISTRY[self.strategy]
         if weights == "HWIO" and self.strategy in HWIO:
             weights, wanted = "OHWI", wanted._replace(weights="HWIO")
-        if half(self.problem.dtype) and jit.disabled():
-            program = halves.program_without_compiler(strategy, self.problem, self.pass_, wanted)
-        elif half(self.problem.dtype):
-            program = halves.program(strategy, REGISTRY["loop"], self.problem, self.pass_, wanted)
+        if half(problem.dtype) and jit.disabled():
+            program = halves.program_without_compiler(strategy, problem, self.pass_, wanted)
+        elif half(problem.dtype):
+            program = halves.program(strategy, REGISTRY["loop"], problem, self.pass_, wanted)
         else:
-            program = strategy.program(self.problem, self.pass_, wanted)
-        program = replace(program, ran=((self.pass_, self.strategy),), problem=self.problem)
-        return with_weights(program, self.problem, weights, wanted)
+            program = strategy.program(problem, self.pass_, wanted)
+        program = replace(program, ran=((self.pass_, self.strategy),), problem=problem)
+        return with_weights(program, problem, weights, wanted)
 
     @property
     def workspace(self) -> int:
@@ -368,11 +366,12 @@ class Backward:
 
     def program(self, accumulate: bool, threads: int = 0, first: frozenset[str] = frozenset()) -> Program:
         """Return what runs, on so many threads at most; 0 for as many as Numba uses; `first` as in a plan's program."""
-        wanted = Wanted(accumulate=accumulate, workers=_workers(self, threads))
-        found = self._programs.get((accumulate, wanted.workers, first))
+        key = accumulate, _workers(self, threads), first
+        found = self._programs.get(key)
         if found is None:
+            wanted = Wanted(False, *key[:2])
             made = _with_layout(self._of_so_many_images, self.problem, wanted, self.form.layout, first)
-            found = self._programs[accumulate, wanted.workers, first] = made
+            found = self._programs[key] = made
         return found
 
     def _of_so_many_images(self, images: int, wanted: Wanted) -> Program:
@@ -395,8 +394,6 @@ def _workers(plan: Plan | Backward, threads: int) -> int:
     return 1 if plan.serial else threads or machine.threads()
 
 
-#: Bytes that no block of images has.
-_ONE_BLOCK = 2**62
 #: Arrays of images, and of weights.
 _IMAGES, _WEIGHTS = frozenset(("x", "dx", "dy", "y")), frozenset(("w", "dw"))
 
@@ -411,8 +408,7 @@ def _with_layout(
 
     x, y, itemsize = problem.x_shape, problem.y_shape, problem.dtype.itemsize
     shapes, names = {"x": x, "dx": x, "dy": y, "y": y}, first if layout.images == "NHWC" else first | _IMAGES
-    # Several times as many bytes of images as of weights, whose gradient each block adds to; half types would round it.
-    least = _ONE_BLOCK if half(problem.dtype) else 4 * math.prod(problem.w_shape) * itemsize
+    least = 4 * math.prod(problem.w_shape) * itemsize  # each block adds to a gradient of weights
     made = replace(with_images(block, shapes, names, itemsize, wanted.accumulate, least), problem=problem)
     return with_weights(made, problem, "OIHW", wanted, first & _WEIGHTS)
 
@@ -430,8 +426,7 @@ def bias_program_of(shape: Shape, dtype: np.dtype[Any], accumulate: bool, images
     def block(images: int, accumulate: bool) -> Program:
         return bias_program(images * h * w, d, dtype, accumulate)
 
-    first, least = () if images == "NHWC" else ("dy",), _ONE_BLOCK if half(dtype) else 0
-    return with_images(block, {"dy": shape}, first, dtype.itemsize, accumulate, least)
+    return with_images(block, {"dy": shape}, () if images == "NHWC" else ("dy",), dtype.itemsize, accumulate)
 
 
 @lru_cache(maxsize=1024)

@@ -103,31 +103,9 @@ def turn_step(
     return Step(body, (Turned(rows=rows, columns=columns),), tasks, places(source, target), cycles)
 
 
-class _Turning:
-    """Collects what is turned before and after a program."""
-
-    def __init__(self, program: Program, itemsize: int) -> None:
-        self._program, self._itemsize = program, itemsize
-        self._used = {place.source for step in program.steps for place in step.places}
-        self._before: list[Step] = []
-        self._after: list[Step] = []
-        self._new: dict[str, Place] = {}
-
-    def turn(self, name: str, sizes: tuple[int, int, int], reads: bool, writes: bool) -> None:
-        """Turn an array, of which the caller has so many matrices of rows and columns, where the program uses it."""
-        if name not in self._used:
-            return
-        (count, rows, columns), part = sizes, Part(math.prod(sizes) * self._itemsize, name)
-        self._new[name] = Place(part)
-        if reads:
-            self._before.append(turn_step((count, rows, columns), self._itemsize, name, part))
-        if writes:
-            self._after.append(turn_step((count, columns, rows), self._itemsize, part, name))
-
-    def program(self) -> Program:
-        """Return the program with all of it."""
-        inner = self._program.moved(self._new)
-        return replace(inner, steps=(*self._before, *inner.steps, *self._after), _images={})
+def _sources(program: Program) -> set[str | Part]:
+    """Return what the steps of a program work on."""
+    return {place.source for step in program.steps for place in step.places}
 
 
 def with_images(
@@ -146,13 +124,15 @@ def with_images(
     """
     n = next(iter(shapes.values()))[0]
     program = make(n, accumulate)
-    used = {place.source for step in program.steps for place in step.places}
+    used = _sources(program)
     sizes = {name: math.prod(shape[1:]) * itemsize for name, shape in shapes.items() if name in used}
     turned = [name for name in sizes if name in first]
     if not turned:
         return program
     whole = n * sum(sizes[name] for name in turned)
-    blocks = min(n, math.ceil(whole / max(TOGETHER, least))) if program.native and n else 1
+    # Half types are one block: a gradient is rounded wherever it is stored.
+    several = program.native and n and itemsize > 2
+    blocks = min(n, math.ceil(whole / max(TOGETHER, least))) if several else 1
     bounds = [i * n // blocks for i in range(blocks + 1)]
     parts = {name: Part(max(b - a for a, b in pairwise(bounds)) * sizes[name], name) for name in turned}
     made: dict[tuple[int, bool], Program] = {}
@@ -199,9 +179,16 @@ def with_weights(
     if weights == "OHWI":
         return program
     d, kh, kw, cg = problem.w_shape
-    sizes = (1, kh * kw * cg, d) if weights == "HWIO" else (d, cg, kh * kw)
-    turning = _Turning(program, problem.dtype.itemsize)
-    for name, reads, writes in (("w", True, False), ("dw", wanted.accumulate, True)):
-        if name in names:
-            turning.turn(name, sizes, reads, writes)
-    return turning.program()
+    count, rows, columns = (1, kh * kw * cg, d) if weights == "HWIO" else (d, cg, kh * kw)
+    itemsize, used = problem.dtype.itemsize, _sources(program)
+    parts = {
+        name: Part(count * rows * columns * itemsize, name) for name in ("w", "dw") if name in names and name in used
+    }
+    before, after = [], []
+    for name, part in parts.items():
+        if name == "w" or wanted.accumulate:
+            before.append(turn_step((count, rows, columns), itemsize, name, part))
+        if name == "dw":
+            after.append(turn_step((count, columns, rows), itemsize, part, name))
+    inner = program.moved({name: Place(part) for name, part in parts.items()})
+    return replace(inner, steps=(*before, *inner.steps, *after), _images={})

@@ -74,10 +74,10 @@ class WeightGrad(Rows):
 
 
 def _equal_slices(images: int, most: int) -> int:
-    """Return the slices, at most so many, that images are cut into, or that each is cut into."""
+    """Return about so many slices: a part of an image each, or some images where these can be shared out equally."""
     if most >= images:
         return most - most % images
-    return next(slices for slices in range(most, 0, -1) if images % slices == 0)
+    return next((slices for slices in range(most, most // 2, -1) if images % slices == 0), most)
 
 
 def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:

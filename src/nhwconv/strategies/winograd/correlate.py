@@ -22,7 +22,7 @@ from ..axes import correlation_fields, packings
 from ..base import Wanted
 from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
 from .constants import CUT
-from .forms import Filtered, apart, bundles_of, cycles
+from .forms import Filtered, bundles_of, cycles, lies_apart
 from .tiles import Tiles, groups_of, points_of, tiles_of, transform_inputs, transform_outputs, transform_weights
 
 __all__ = ["Winograd", "correlate", "correlate_steps", "transform_all_weights"]
@@ -103,7 +103,7 @@ def correlate_steps(problem: ConvProblem, phases: list[Filtered], backward: bool
     )
     tasks = blocks["bundles"] * math.ceil(problem.n * phases[0].all_tiles / blocks["block_t"])
     tasks *= channel_blocks(dg, blocks["block_d"], lanes)
-    price = sum(_price(g, (mr, nr, lanes), apart(problem)) for g in records)
+    price = sum(_price(g, (mr, nr, lanes), lies_apart(problem)) for g in records)
     return [*steps, Step(correlate(width, lanes, itemsize), tuple(records), tasks, operands, price)]
 
 

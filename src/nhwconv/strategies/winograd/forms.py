@@ -15,7 +15,7 @@ from ..axes import Axis, forward_axes, input_grad_axes, tap_phases
 from .constants import CUT
 from .transform import transforms
 
-__all__ = ["Filtered", "Form", "apart", "bundles_of", "cycles", "filtered"]
+__all__ = ["Filtered", "Form", "bundles_of", "cycles", "filtered", "lies_apart"]
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def bundles_of(groups: int, channels: tuple[int, ...], lanes: int, least: int = 
     return min(bundles, groups // math.ceil(lanes / min(channels)))
 
 
-def apart(problem: ConvProblem) -> bool:
+def lies_apart(problem: ConvProblem) -> bool:
     """Return whether the lines of memory that a phase reads or writes lie apart."""
     return problem.groups > 1 and problem.stride != (1, 1)
 

@@ -23,7 +23,7 @@ from ..blocking import channel_block, channel_blocks, largest_block, point_pitch
 from ..direct.weight_grad import sum_parts_step
 from ..turning import turn_step
 from .constants import CUT
-from .forms import Filtered, Form, apart, bundles_of, cycles, filtered
+from .forms import Filtered, Form, bundles_of, cycles, filtered, lies_apart
 from .tiles import Tiles, groups_of, points_of, tiles_of, transform_filters, transform_inputs
 from .transform import Tile, Within, nothing, transform
 
@@ -118,7 +118,9 @@ def weight_grad_steps(problem: ConvProblem, wanted: Wanted) -> list[Step]:
             w_d=problem.kh * problem.kw * problem.cg, w_r=c.rows.tap_step * problem.kw * problem.cg,
             w_q=c.columns.tap_step * problem.cg, tile=column_tile(dtype, mr, nr),
         )  # fmt: skip
-        steps.append(Step(body, (g,), tasks, places("x", "dy", parts, scratch), _price(g, itemsize, apart(problem))))
+        steps.append(
+            Step(body, (g,), tasks, places("x", "dy", parts, scratch), _price(g, itemsize, lies_apart(problem)))
+        )
     if direct and isinstance(parts, Part):
         steps.append(turn_step((1, problem.d, part // problem.d), itemsize, parts, "dw"))
     elif isinstance(parts, Part):
